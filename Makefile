@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. They need python3 and the package
+# index; everything is installed into .venv.
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# `make test EXTRAS=test,clients,llama` also installs llama-cpp-python (builds from source where
+# PIP_FIND_LINKS names no wheel).
+EXTRAS ?= test,clients
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/moetool demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/inspect_startup.py
+	$(BIN)/python benchmarks/verify_speed.py
+
+clean:
+	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	python3 -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@ $(VENV)/.demo
