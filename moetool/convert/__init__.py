@@ -1,0 +1,1 @@
+"""From one convention and format to another: plans derived from tables, then streamed."""

@@ -1,0 +1,215 @@
+"""A conversion is computed, not written: two conventions in, steps out.
+
+    source table ── where is each slot? ──┐
+                                          ├─ for each stored tensor of the target:
+    target table ── what fills each row? ─┘     parts (rows of a source tensor + ops), in order
+
+The ops of a part are "to canonical" of the source followed by "from canonical" of the target, with
+whatever undoes itself dropped. Where nothing is left the part is a byte copy, and neighbouring
+parts that lie side by side in the source become one: resharding is such a plan. Nothing here
+reads a weight: a plan can be printed for a checkpoint that is not on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moetool.arch.schema import Cell, RopeLayout, StoredTensor
+from moetool.convert.ops import Cast, Halve, Interleave, Op, Transpose, simplify
+from moetool.tensors import Catalog, DType, TensorInfo
+
+if TYPE_CHECKING:
+    from moetool.arch.args import ModelArgs
+
+COPY_CHUNK = 8 << 20  # bytes read at a time where nothing is rearranged
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows ``start:stop`` of a source tensor seen as ``[rows, columns]``, and what is done to them."""
+
+    source: str
+    start: int
+    stop: int
+    columns: int
+    dtype: DType
+    ops: tuple[Op, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns before the ops."""
+        return (self.stop - self.start, self.columns)
+
+    @property
+    def row_nbytes(self) -> int:
+        """The bytes of one source row."""
+        return self.dtype.nbytes(self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes read from the source."""
+        return (self.stop - self.start) * self.row_nbytes
+
+    @property
+    def byte_range(self) -> tuple[int, int]:
+        """Where the rows lie in the stored bytes of the source tensor."""
+        return (self.start * self.row_nbytes, self.stop * self.row_nbytes)
+
+    def working_nbytes(self) -> int:
+        """The most bytes held at once while the part streams through."""
+        if not self.ops:
+            return min(self.nbytes, COPY_CHUNK)
+        head = [op for op in self.ops if isinstance(op, Halve | Interleave)]
+        if len(head) == len(self.ops):
+            return 2 * self.nbytes // head[0].n_heads
+        return 2 * self.nbytes + sum(
+            op.target.nbytes(self.shape[0] * self.columns)
+            for op in self.ops
+            if isinstance(op, Cast)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One tensor of the target: its parts, one after another along the rows."""
+
+    target: TensorInfo
+    parts: tuple[Part, ...]
+
+    @property
+    def is_copy(self) -> bool:
+        """True when the bytes are the source's own."""
+        return not any(part.ops for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of the output and the steps that fill it."""
+
+    file_name: str
+    steps: tuple[Step, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its tensors, without the header."""
+        return sum(step.target.nbytes for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All steps of a conversion, by output file."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps in the order in which they are written."""
+        return tuple(step for shard in self.shards for step in shard.steps)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors written."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def copied_nbytes(self) -> int:
+        """The bytes that are the source's own, untouched."""
+        return sum(part.nbytes for step in self.steps for part in step.parts if not part.ops)
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most bytes of weights held at once."""
+        return max((part.working_nbytes() for step in self.steps for part in step.parts), default=0)
+
+
+def derive_steps(
+    catalog: Catalog,
+    source: Mapping[str, StoredTensor],
+    target: Mapping[str, StoredTensor],
+    args: ModelArgs,
+    *,
+    dtype: DType | None = None,
+) -> tuple[Step, ...]:
+    """Derive the steps that turn one layout into another.
+
+    ``dtype``: the storage type of the target; None keeps what the source has. Tensors that the
+    target holds in full precision become f32 either way.
+    """
+    places = {cell.slot: (stored, cell) for stored in source.values() for cell in stored.cells}
+    steps = []
+    for stored in target.values():
+        dtypes = {catalog.tensors[places[c.slot][0].name].dtype for c in stored.cells}
+        kept = dtype or _common(dtypes)
+        wanted = DType.F32 if stored.full_precision else kept
+        parts = [_bridge(catalog, *places[cell.slot], cell, args, wanted) for cell in stored.cells]
+        steps.append(Step(TensorInfo(stored.name, wanted, stored.shape), _merge(parts)))
+    return tuple(steps)
+
+
+def assign_shards(
+    steps: Sequence[Step], single: str, numbered: str, max_nbytes: int | None
+) -> tuple[Shard, ...]:
+    """Fill files in order, each up to ``max_nbytes``; a larger tensor gets a file of its own.
+
+    ``single`` names the file where one is enough, ``numbered`` (with ``{index}`` from 1,
+    ``{index0}`` from 0 and ``{count}``) each of several.
+    """
+    groups: list[list[Step]] = [[]]
+    filled = 0
+    for step in steps:
+        if groups[-1] and max_nbytes is not None and filled + step.target.nbytes > max_nbytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(step)
+        filled += step.target.nbytes
+    if len(groups) == 1:
+        return (Shard(single, tuple(groups[0])),)
+    return tuple(
+        Shard(numbered.format(index=index, index0=index - 1, count=len(groups)), tuple(group))
+        for index, group in enumerate(groups, start=1)
+    )
+
+
+def _common(dtypes: set[DType]) -> DType:
+    """The type that holds all values where a target tensor joins several source types."""
+    return dtypes.pop() if len(dtypes) == 1 else DType.F32
+
+
+def _bridge(  # noqa: PLR0913  # source side, target side, and what both share
+    catalog: Catalog,
+    stored: StoredTensor,
+    source: Cell,
+    target: Cell,
+    args: ModelArgs,
+    wanted: DType,
+) -> Part:
+    found = catalog.tensors[stored.name].dtype
+    ops = [*_to_canonical(source, args), *_from_canonical(target, args)]
+    kept = simplify(ops) + ((Cast(found, wanted),) if found is not wanted else ())
+    return Part(stored.name, source.start, source.stop, stored.columns, found, kept)
+
+
+def _to_canonical(cell: Cell, args: ModelArgs) -> list[Op]:
+    ops: list[Op] = [Transpose()] if cell.transposed else []
+    if cell.rope is RopeLayout.HALVES:
+        ops.append(Interleave(args.heads(cell.slot.role)))
+    return ops
+
+
+def _from_canonical(cell: Cell, args: ModelArgs) -> list[Op]:
+    ops: list[Op] = [Halve(args.heads(cell.slot.role))] if cell.rope is RopeLayout.HALVES else []
+    return [*ops, Transpose()] if cell.transposed else ops
+
+
+def _merge(parts: list[Part]) -> tuple[Part, ...]:
+    """Join byte copies that lie side by side in the source."""
+    merged = parts[:1]
+    for part in parts[1:]:
+        last = merged[-1]
+        if part.source == last.source and part.start == last.stop and not (part.ops or last.ops):
+            merged[-1] = Part(last.source, last.start, part.stop, last.columns, last.dtype, ())
+        else:
+            merged.append(part)
+    return tuple(merged)

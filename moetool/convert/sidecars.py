@@ -1,0 +1,171 @@
+"""The files beside the weights that a target's loaders need, as bytes by file name.
+
+    hf       config.json generation_config.json tokenizer.model tokenizer.json
+             tokenizer_config.json model.safetensors.index.json
+    mistral  params.json tokenizer.model
+    packed   params.json (Hugging Face names) tokenizer.model
+    none     everything is in the GGUF's key-values
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from moetool import __version__
+from moetool.arch import args as spelling
+from moetool.convert.tokenizer_json import tokenizer_config, tokenizer_json
+from moetool.formats.sentencepiece import read_vocabulary
+from moetool.tensors import DType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from moetool.arch.args import ModelArgs
+    from moetool.convert.plan import Plan
+    from moetool.formats.sentencepiece import Vocabulary
+
+LARGEST_TOKENIZER = 64 << 20  # bytes
+
+# ggml-org/llama.cpp: include/llama.h, enum llama_ftype.
+_FILE_TYPES = {DType.F32: 0, DType.F16: 1, DType.Q8_0: 7, DType.BF16: 32}
+# ggml-org/llama.cpp: include/llama.h, enum llama_token_type.
+_TOKEN_TYPES = {
+    "normal": 1, "unknown": 2, "control": 3, "user_defined": 4, "unused": 5, "byte": 6,
+}  # fmt: skip
+
+
+def read_tokenizer(directory: Path) -> bytes | None:
+    """The bytes of tokenizer.model beside a checkpoint; None where there is none."""
+    path = directory / "tokenizer.model"
+    if not path.is_file() or path.stat().st_size > LARGEST_TOKENIZER:
+        return None
+    return path.read_bytes()
+
+
+def sidecars(
+    kind: str, args: ModelArgs, plan: Plan, tokenizer: bytes | None
+) -> dict[str, bytes]:
+    """All side files of a target, ready to be written."""
+    files: dict[str, bytes] = {}
+    if kind == "mistral":
+        files["params.json"] = _json(spelling.to_params_json(args))
+    elif kind == "packed":
+        files["params.json"] = _json(spelling.to_packed_params_json(args))
+    elif kind == "hf":
+        files["config.json"] = _json(spelling.to_config_json(args, torch_name(plan)))
+        files["generation_config.json"] = _json(
+            {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
+        )
+    if tokenizer is not None and kind != "none":
+        files["tokenizer.model"] = tokenizer
+    if tokenizer is not None and kind == "hf":
+        vocabulary = read_vocabulary(tokenizer)
+        files["tokenizer.json"] = _json(tokenizer_json(vocabulary), indent=None)
+        files["tokenizer_config.json"] = _json(tokenizer_config(vocabulary, args.max_seq_len))
+    index = shard_index(plan)
+    if index is not None:
+        files[index[0]] = _json(index[1])
+    return files
+
+
+def shard_index(plan: Plan) -> tuple[str, dict[str, Any]] | None:
+    """The index that transformers reads where model weights are in several files.
+
+    ``total_size`` counts tensor bytes, not file bytes (huggingface/transformers).
+    """
+    if len(plan.shards) == 1 or not plan.shards[0].file_name.startswith("model-"):
+        return None
+    weight_map = {
+        step.target.name: shard.file_name for shard in plan.shards for step in shard.steps
+    }
+    metadata = {"total_size": plan.nbytes}
+    return "model.safetensors.index.json", {"metadata": metadata, "weight_map": weight_map}
+
+
+def headers(
+    file_format: str, args: ModelArgs, plan: Plan, name: str, tokenizer: bytes | None
+) -> list[Mapping[str, object]]:
+    """What each file of a plan carries in its own header beside the tensors."""
+    if file_format != "gguf":
+        own: Mapping[str, object] = {"format": "pt"} if file_format == "safetensors" else {}
+        return [own] * len(plan.shards)
+    vocabulary = read_vocabulary(tokenizer) if tokenizer is not None else None
+    values = gguf_metadata(args, plan, name, vocabulary)
+    count = len(plan.shards)
+    if count == 1:
+        return [values]
+    # ggml-org/llama.cpp: src/llama-model-loader.cpp reads all key-values from the first file.
+    return [
+        (values if number == 0 else {})
+        | {
+            "split.no": ("u16", number),
+            "split.count": ("u16", count),
+            "split.tensors.count": ("i32", len(plan.steps)),
+        }
+        for number in range(count)
+    ]
+
+
+def torch_name(plan: Plan) -> str:
+    """The dtype that most bytes are stored in, as config.json spells it."""
+    names = {DType.BF16: "bfloat16", DType.F16: "float16", DType.F32: "float32"}
+    return names.get(_main_dtype(plan), "bfloat16")
+
+
+def gguf_metadata(
+    args: ModelArgs, plan: Plan, name: str, vocabulary: Vocabulary | None
+) -> dict[str, tuple[str, object]]:
+    """All key-values of a GGUF, each with its type; none is left to a loader's default.
+
+    llama.cpp loads a file without freq_base, scores or token types, and talks nonsense.
+    """
+    experts, size = args.n_experts, args.n_params // args.n_experts
+    values: dict[str, tuple[str, object]] = {
+        "general.architecture": ("str", "llama"),
+        "general.type": ("str", "model"),
+        "general.name": ("str", name),
+        "general.size_label": ("str", f"{experts}x{_short(size)}"),
+        "general.file_type": ("u32", _FILE_TYPES.get(_main_dtype(plan), 0)),
+        "general.quantization_version": ("u32", 2),
+        "general.source.tool": ("str", f"moetool {__version__}"),
+        **spelling.to_gguf(args),
+    }
+    return values | (_gguf_tokenizer(vocabulary, args.vocab_size) if vocabulary else {})
+
+
+def _gguf_tokenizer(vocabulary: Vocabulary, vocab_size: int) -> dict[str, tuple[str, object]]:
+    """The vocabulary; ids beyond it are padded as llama.cpp does (conversion/base.py)."""
+    missing = range(len(vocabulary.pieces), vocab_size)
+    return {
+        "tokenizer.ggml.model": ("str", "llama"),
+        "tokenizer.ggml.pre": ("str", "default"),
+        "tokenizer.ggml.tokens": ("arr[str]", [*vocabulary.pieces, *(f"[PAD{i}]" for i in missing)]),
+        "tokenizer.ggml.scores": ("arr[f32]", [*vocabulary.scores, *(-10000.0 for _ in missing)]),
+        "tokenizer.ggml.token_type": (
+            "arr[i32]",
+            [*(_TOKEN_TYPES[kind] for kind in vocabulary.types), *(5 for _ in missing)],
+        ),
+        "tokenizer.ggml.bos_token_id": ("u32", vocabulary.bos_id),
+        "tokenizer.ggml.eos_token_id": ("u32", vocabulary.eos_id),
+        "tokenizer.ggml.unknown_token_id": ("u32", vocabulary.unk_id),
+        "tokenizer.ggml.add_bos_token": ("bool", True),
+        "tokenizer.ggml.add_eos_token": ("bool", False),
+        "tokenizer.ggml.add_space_prefix": ("bool", vocabulary.add_dummy_prefix),
+    }
+
+
+def _main_dtype(plan: Plan) -> DType:
+    totals: dict[DType, int] = {}
+    for step in plan.steps:
+        totals[step.target.dtype] = totals.get(step.target.dtype, 0) + step.target.nbytes
+    return max(totals, key=lambda dtype: totals[dtype])
+
+
+def _short(n_params: int) -> str:
+    return f"{n_params / 1e9:.0f}B" if n_params >= 10**9 else f"{max(n_params // 10**6, 1)}M"
+
+
+def _json(data: Mapping[str, Any], indent: int | None = 2) -> bytes:
+    return (json.dumps(data, indent=indent, ensure_ascii=False) + "\n").encode()
