@@ -1,0 +1,117 @@
+"""Registers the commands and maps what went wrong to exit codes; commands contain no `try`.
+
+    0 done, every check said yes    4 refused: malformed, hostile or unsupported input
+    1 internal error, a bug         5 system: disk, permission, I/O, memory, device
+    2 usage                         6 network: no peers, timeout
+    3 mismatch: the data is wrong   7 in the way: output exists, lock held
+    130 / 143 interrupted
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from moetool import __version__
+from moetool.cli import demo, fetch, inspect, smoke_test, tiny, verify
+from moetool.cli import convert as convert_command
+from moetool.cli.console import Console
+from moetool.errors import Interrupted, MoetoolError, NoRoomOnDisk, SystemFault, UsageFault
+
+USAGE = 2
+BROKEN_PIPE = 141  # as the shell reports a SIGPIPE
+
+app = typer.Typer(
+    name="moetool",
+    help="From the public post of a Mixture-of-Experts checkpoint to weights you can prove and run.",
+    epilog="Start with: moetool demo",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command("fetch")(fetch.fetch)
+app.command("verify")(verify.verify)
+app.command("inspect")(inspect.inspect)
+app.command("convert")(convert_command.convert)
+app.command("smoke-test")(smoke_test.smoke_test)
+app.command("tiny")(tiny.tiny)
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moetool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit"
+    ),
+) -> None:
+    pass
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line and return its exit code; whatever fails says what to do next."""
+    console = Console(json="--json" in argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name must not kill its own report
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = _invoke(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has left; python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except MoetoolError as error:
+        return _report(console, error)
+    except KeyboardInterrupt:
+        return _report(console, Interrupted("interrupted"))
+    except OSError as error:
+        return _report(console, _system_fault(error))
+    except Exception as error:  # noqa: BLE001  # the one place where a bug of ours becomes words
+        hint = "please report it; MOETOOL_DEBUG=1 shows the traceback"
+        return _report(console, MoetoolError(f"internal error: {error!r}", hint=hint))
+    if code == USAGE and console.json:
+        console.error(UsageFault("the command line is wrong, see stderr"))
+    return code
+
+
+def _invoke(argv: list[str]) -> int:
+    try:
+        app(args=argv, prog_name="moetool")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return 0
+
+
+def _report(console: Console, error: MoetoolError) -> int:
+    if os.environ.get("MOETOOL_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    console.error(error)
+    return error.exit_code
+
+
+def _system_fault(error: OSError) -> SystemFault:
+    where = str(error.filename) if error.filename else None
+    what = error.strerror or str(error)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoRoomOnDisk(what, where=where, hint="free some room and run the same command again")
+    return SystemFault(what, where=where)
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted("terminated", exit_code=128 + signal.SIGTERM)

@@ -1,0 +1,245 @@
+"""The one door to the terminal: results on stdout, everything else on stderr.
+
+Names from files are hostile until `safe` has made them printable; markup and emoji codes are
+never interpreted. Colour is decided once: NO_COLOR, then FORCE_COLOR, then whether it is a tty.
+Sizes are int bytes everywhere else and become GiB only here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import IO, TYPE_CHECKING
+
+from moetool.errors import MoetoolError
+from moetool.reports import Report, to_json
+
+if TYPE_CHECKING:
+    import rich.console
+
+PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is no tty
+
+# Cc controls, Cf format (bidi, zero width), Cs surrogates, Co private, Cn unassigned, Zl/Zp breaks.
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def safe(text: object) -> str:
+    """Make text from a file printable: no control, bidi or surrogate character survives."""
+    return "".join(
+        f"\\u{ord(char):04x}" if unicodedata.category(char) in _UNPRINTABLE else char
+        for char in str(text)
+    )
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people, in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(nbytes) < 1024:  # noqa: PLR2004  # the binary step
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} TiB"
+
+
+def count(number: int) -> str:
+    """A count for people: 46,702,792,704 (46.7 B)."""
+    for step, unit in ((10**9, "B"), (10**6, "M")):
+        if number >= step:
+            return f"{number:,} ({number / step:.1f} {unit})"
+    return f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 60:  # noqa: PLR2004  # the sexagesimal step
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"  # noqa: PLR2004
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table; numbers stand at the right."""
+
+    title: str
+    right: bool = False
+
+
+@dataclass
+class Console:
+    """How one command speaks: for people, as one JSON document, or quietly."""
+
+    json: bool = False
+    quiet: bool = False
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def human(self) -> bool:
+        """True when a person reads stdout."""
+        return not self.json
+
+    def result(self, report: Report, render: Callable[[], None]) -> None:
+        """Print the outcome: the report as JSON, or what ``render`` prints for people."""
+        if self.json:
+            self.write(to_json(report) + "\n")
+        else:
+            render()
+
+    def write(self, text: str) -> None:
+        """Write to stdout as it is, at once; streamed text comes through here."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """Print a line of the result; nothing with --json."""
+        if not self.json:
+            self._print(self._stdout, text, style)
+
+    def note(self, text: str, style: str | None = None) -> None:
+        """Say something on stderr; silent with --quiet."""
+        if not self.quiet:
+            self._print(self._stderr, text, style)
+
+    def hint(self, text: str) -> None:
+        """Say the next step."""
+        self.note(f"hint: {text}", "cyan")
+
+    def warn(self, text: str) -> None:
+        """Say what is not as it should be, and yet no reason to stop."""
+        self.note(f"warning: {text}", "yellow")
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> None:
+        """Print a table of the result; names are never cut."""
+        if self.json:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for column in columns:
+            justify = "right" if column.right else "left"
+            table.add_column(Text(column.title), justify=justify, no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(safe(cell)) for cell in row))
+        out = self._stdout
+        # Off a tty, and for tables wider than the terminal, a name matters more than the fit.
+        needed = table.__rich_measure__(out, out.options.update(max_width=10_000)).maximum
+        out.print(table, width=max(out.width, needed), crop=False, overflow="ignore", soft_wrap=True)
+
+    def facts(self, pairs: Sequence[tuple[str, object]]) -> None:
+        """Print aligned name and value pairs."""
+        width = max((len(name) for name, _ in pairs), default=0)
+        for name, value in pairs:
+            self.line(f"{name:<{width}}  {safe(value)}")
+
+    def error(self, error: MoetoolError) -> None:
+        """Say what went wrong, where, and the next step; with --json also as the document."""
+        if self.json:
+            self.write(_error_json(error))
+        self._print(self._stderr, f"error: {safe(error)}", "red")
+        for finding in error.findings[:40]:
+            self._print(self._stderr, f"  - {safe(finding)}", None)
+        if len(error.findings) > 40:  # noqa: PLR2004  # as cut above
+            self._print(self._stderr, f"  … and {len(error.findings) - 40} more", None)
+        if error.hint:
+            self._print(self._stderr, f"\nhint: {safe(error.hint)}", "cyan")
+
+    @contextmanager
+    def progress(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+        """Show progress in bytes on stderr: a bar on a tty, a line every few seconds elsewhere.
+
+        Yields a function of the bytes done so far and a short note.
+        """
+        if self.quiet:
+            yield lambda _done, _note: None
+        elif sys.stderr.isatty():
+            with self._bar(title, total) as update:
+                yield update
+        else:
+            yield self._plain_progress(title, total)
+
+    @contextmanager
+    def _bar(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=self._stderr, transient=True) as bar:
+            task = bar.add_task(title, total=total, note="")
+            yield lambda done, note: bar.update(task, completed=done, note=safe(note))
+
+    def _plain_progress(self, title: str, total: int | None) -> Callable[[int, str], None]:
+        began = last = time.monotonic()
+
+        def update(done: int, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < PLAIN_INTERVAL_S:
+                return
+            last = now
+            rate = done / (now - began)
+            share = f"{done / total:6.1%} of {size(total)}" if total else size(done)
+            left = f", {duration((total - done) / rate)} left" if total and rate > 0 else ""
+            self.note(f"{title}: {share}, {size(rate)}/s{left}{', ' + note if note else ''}")
+
+        return update
+
+    @cached_property
+    def _stdout(self) -> rich.console.Console:
+        return _rich_console(sys.stdout)
+
+    @cached_property
+    def _stderr(self) -> rich.console.Console:
+        return _rich_console(sys.stderr)
+
+    def _print(self, out: rich.console.Console, text: str, style: str | None) -> None:
+        from rich.text import Text
+
+        # Lines keep their line breaks; everything else unprintable was made visible by `safe`.
+        out.print(Text(text, style=style or ""), soft_wrap=True)
+
+
+def _rich_console(stream: IO[str]) -> rich.console.Console:
+    from rich.console import Console as RichConsole
+
+    no_color = bool(os.environ.get("NO_COLOR"))
+    force = not no_color and bool(os.environ.get("FORCE_COLOR"))
+    plain = no_color or not (force or stream.isatty())
+    return RichConsole(
+        file=stream,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        force_terminal=force or None,
+        color_system=None if plain else "auto",
+        no_color=plain,
+    )
+
+
+def _error_json(error: MoetoolError) -> str:
+    import json
+
+    document = {
+        "schema": "moetool.error",
+        "version": 1,
+        "ok": False,
+        "code": error.exit_code,
+        "kind": type(error).__name__,
+        "error": str(error),
+        "findings": list(error.findings),
+        "hint": error.hint,
+    }
+    return json.dumps(document, indent=2) + "\n"

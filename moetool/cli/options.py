@@ -1,0 +1,54 @@
+"""Options that several commands share, and the PATH that may be left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetool.errors import UsageFault
+from moetool.release import last_fetched
+
+if TYPE_CHECKING:
+    from moetool.cli.console import Console
+
+PathArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[PATH]",
+        help="A checkpoint: a folder or a file. Left out: the current folder if it holds one, "
+        "else the release fetched last",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON document on stdout")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
+
+_WEIGHTS = ("*.pth", "*.pt", "*.safetensors", "*.safetensors.index.json", "*.gguf")
+
+
+def resolve(path: Path | None, console: Console) -> Path:
+    """The checkpoint that is meant; where PATH was left out, say which one was taken.
+
+    Raises:
+        UsageFault: nothing was given and nothing can be found.
+    """
+    if path is not None:
+        if not path.exists():
+            raise UsageFault("no such file or folder", where=str(path))
+        return path
+    here = Path.cwd()
+    if any(match.is_file() for pattern in _WEIGHTS for match in here.glob(pattern)):
+        console.note(f"using the checkpoint in the current folder, {here}")
+        return here
+    last = last_fetched()
+    if last is None or not last.is_dir():
+        raise UsageFault(
+            "no PATH given, no checkpoint in the current folder, nothing fetched yet",
+            hint="moetool fetch 'magnet:…', or name a folder",
+        )
+    console.note(f"using the release fetched last, {last}")
+    return last

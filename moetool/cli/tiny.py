@@ -1,0 +1,102 @@
+"""`moetool tiny`: a checkpoint to try things on, in any layout and format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from moetool.cli.console import Console, size
+from moetool.cli.options import JsonOption, QuietOption
+from moetool.errors import UsageFault
+
+
+@dataclass(frozen=True, slots=True)
+class TinyReport:
+    """What was made."""
+
+    schema: ClassVar[str] = "moetool.tiny"
+    version: ClassVar[int] = 1
+
+    out: Path
+    layout: str
+    file_format: str
+    nbytes: int
+
+    @property
+    def ok(self) -> bool:
+        """It was made."""
+        return True
+
+
+def tiny(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make")],
+    layout: Annotated[
+        str | None, typer.Option(help="mistral, mistral-packed, hf, hf-fused or gguf")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="File format: pth, safetensors or gguf")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every random weight")] = 0,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="The weights of the tiny trained release")
+    ] = False,
+    geometry: Annotated[
+        str, typer.Option(help="tiny; or 8x7b, 8x22b: true size, weights as holes (raw .pth)")
+    ] = "tiny",
+    max_shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Largest file in bytes", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a small checkpoint, random or trained, or a full-size one made of holes."""
+    from moetool.convert.synthetic import GEOMETRIES
+
+    console = Console(json, quiet)
+    if geometry not in GEOMETRIES:
+        raise UsageFault(f"no geometry {geometry!r}", hint=f"one of {', '.join(GEOMETRIES)}")
+    if geometry == "tiny":
+        report = _small(out, layout, to, seed, trained, max_shard_size)
+    else:
+        report = _full(out, layout, to, geometry)
+    console.result(
+        report,
+        lambda: console.line(
+            f"{report.out}: {report.layout}, {report.file_format}, {size(report.nbytes)}", "green"
+        ),
+    )
+
+
+def _small(
+    out: Path, layout: str | None, to: str | None, seed: int, trained: bool, max_nbytes: int | None
+) -> TinyReport:
+    from moetool.convert.job import open_source, prepare
+    from moetool.convert.sidecars import read_tokenizer
+    from moetool.convert.synthetic import GEOMETRIES, random_source
+    from moetool.convert.targets import TARGETS, find_target
+    from moetool.formats import open_checkpoint
+    from moetool.release.fixture import find_fixture
+
+    usual = {target.convention: target.file_format for target in reversed(TARGETS)}
+    usual["mistral"] = "pth"
+    target = find_target(to or usual.get(layout or "mistral", "safetensors"), layout)
+    fixture = find_fixture().directory
+    if trained:
+        with open_checkpoint(fixture) as checkpoint:
+            made = prepare(open_source(checkpoint), target, out, max_nbytes).run()
+    else:
+        source = random_source(GEOMETRIES["tiny"], seed, read_tokenizer(fixture))
+        made = prepare(source, target, out, max_nbytes).run()
+    return TinyReport(made.out, made.layout, made.file_format, sum(made.files.values()))
+
+
+def _full(out: Path, layout: str | None, to: str | None, geometry: str) -> TinyReport:
+    from moetool.convert.synthetic import GEOMETRIES, write_full_geometry
+
+    if layout not in {None, "mistral"} or to not in {None, "pth"}:
+        raise UsageFault("a full geometry is made as a raw .pth only")
+    nbytes = write_full_geometry(GEOMETRIES[geometry], out)
+    return TinyReport(out, "mistral", "pth", nbytes)

@@ -1,0 +1,1 @@
+"""Is it the same model, and where exactly is it not?"""
