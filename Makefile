@@ -21,8 +21,9 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/inspect_startup.py
-	$(BIN)/python benchmarks/verify_speed.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/verify.py
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -35,7 +36,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A checksum: algorithm (``md5 sha1 sha256 crc32 xxh3_128 sha256-merkle``) and lower-case hex."""
+    """A checksum: algorithm (md5, sha1, sha256, crc32, xxh3_128, …) and lower-case hex."""
 
     algorithm: str
     hex: str
@@ -95,7 +96,7 @@ class LocalFile:
         except OSError as error:
             raise ReadFailed(error.strerror or "cannot be opened", where=str(path)) from error
         status = os.fstat(self._fd)
-        if not os.path.stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             os.close(self._fd)
             raise Refused("not a regular file", where=str(path))
         self.path = path

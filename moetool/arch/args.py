@@ -126,7 +126,9 @@ def validate(args: ModelArgs) -> ModelArgs:
             findings.append(f"{name} is {value}, expected 1 to {LARGEST}")
     if not findings:
         if args.n_heads % args.n_kv_heads:
-            findings.append(f"n_heads {args.n_heads} is no multiple of n_kv_heads {args.n_kv_heads}")
+            findings.append(
+                f"n_heads {args.n_heads} is no multiple of n_kv_heads {args.n_kv_heads}"
+            )
         if args.head_dim % 2:
             findings.append(f"head_dim {args.head_dim} is odd, rotary pairs need an even one")
         if args.n_experts_per_tok > args.n_experts:
@@ -309,7 +311,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> ModelArgs:
 
 
 def to_params_json(args: ModelArgs) -> dict[str, Any]:
-    """Spell as the torrent does; what the torrent leaves to a rule is written only if it differs."""
+    """Spell as the torrent does; what it leaves to a rule is written only if it differs."""
     data: dict[str, Any] = {
         key: getattr(args, key)
         for key in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads",

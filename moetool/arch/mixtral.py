@@ -111,9 +111,7 @@ HF_FUSED = Convention(
     | {
         Role.ROUTER: Stored("model.layers.{layer}.mlp.gate.weight"),
         Role.W1: Stored(_GATE_UP, experts=ExpertLayout.STACKED, part=(0, 2)),
-        Role.W2: Stored(
-            "model.layers.{layer}.mlp.experts.down_proj", experts=ExpertLayout.STACKED
-        ),
+        Role.W2: Stored("model.layers.{layer}.mlp.experts.down_proj", experts=ExpertLayout.STACKED),
         Role.W3: Stored(_GATE_UP, experts=ExpertLayout.STACKED, part=(1, 2)),
     },
 )

@@ -1,10 +1,10 @@
 """Registers the commands and maps what went wrong to exit codes; commands contain no `try`.
 
-    0 done, every check said yes    4 refused: malformed, hostile or unsupported input
-    1 internal error, a bug         5 system: disk, permission, I/O, memory, device
-    2 usage                         6 network: no peers, timeout
-    3 mismatch: the data is wrong   7 in the way: output exists, lock held
-    130 / 143 interrupted
+0 done, every check said yes    4 refused: malformed, hostile or unsupported input
+1 internal error, a bug         5 system: disk, permission, I/O, memory, device
+2 usage                         6 network: no peers, timeout
+3 mismatch: the data is wrong   7 in the way: output exists, lock held
+130 / 143 interrupted
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from types import FrameType
 import typer
 
 from moetool import __version__
-from moetool.cli import demo, fetch, inspect, smoke_test, tiny, verify
 from moetool.cli import convert as convert_command
+from moetool.cli import demo, fetch, inspect, smoke_test, tiny, verify
 from moetool.cli.console import Console
 from moetool.errors import Interrupted, MoetoolError, NoRoomOnDisk, SystemFault, UsageFault
 
@@ -28,7 +28,7 @@ BROKEN_PIPE = 141  # as the shell reports a SIGPIPE
 
 app = typer.Typer(
     name="moetool",
-    help="From the public post of a Mixture-of-Experts checkpoint to weights you can prove and run.",
+    help="From the public post of a mixture-of-experts checkpoint to weights you can prove and run",
     epilog="Start with: moetool demo",
     no_args_is_help=True,
     add_completion=True,

@@ -115,22 +115,28 @@ class Console:
         self.note(f"warning: {text}", "yellow")
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[object]]) -> None:
-        """Print a table of the result; names are never cut."""
+        """Print a table of the result.
+
+        It is as wide as its longest names: those are never cut, whatever the terminal's width.
+        """
         if self.json:
             return
-        from rich.table import Table
-        from rich.text import Text
+        from rich.cells import cell_len
 
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for column in columns:
-            justify = "right" if column.right else "left"
-            table.add_column(Text(column.title), justify=justify, no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(safe(cell)) for cell in row))
-        out = self._stdout
-        # Off a tty, and for tables wider than the terminal, a name matters more than the fit.
-        needed = table.__rich_measure__(out, out.options.update(max_width=10_000)).maximum
-        out.print(table, width=max(out.width, needed), crop=False, overflow="ignore", soft_wrap=True)
+        cells = [[safe(cell) for cell in row] for row in rows]
+        everything = [[column.title for column in columns], *cells]
+        widths = [max(map(cell_len, column)) for column in zip(*everything, strict=True)]
+
+        def aligned(row: Sequence[str]) -> str:
+            gaps = [" " * (width - cell_len(c)) for c, width in zip(row, widths, strict=True)]
+            return "  ".join(
+                gap + cell if column.right else cell + gap
+                for cell, gap, column in zip(row, gaps, columns, strict=True)
+            ).rstrip()
+
+        self.line(aligned(everything[0]), "bold")
+        for row in cells:
+            self.line(aligned(row))
 
     def facts(self, pairs: Sequence[tuple[str, object]]) -> None:
         """Print aligned name and value pairs."""
@@ -166,8 +172,14 @@ class Console:
 
     @contextmanager
     def _bar(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         columns = (
             TextColumn("{task.description}", markup=False),

@@ -26,8 +26,8 @@ def demo(
     device: Annotated[str, typer.Option(help="Device of the smoke-test")] = "auto",
 ) -> None:
     """Fetch, verify, inspect, convert and run the tiny release, printing each command."""
-    from moetool.release import seed
     from moetool.release.fixture import find_fixture
+    from moetool.release.torrent import seed
 
     console = Console()
     fixture = find_fixture()

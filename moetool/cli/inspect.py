@@ -46,17 +46,18 @@ def inspect(
 
 
 def _render(console: Console, report: InspectReport) -> None:
-    console.facts(
-        [
-            ("checkpoint", report.path),
-            ("format", f"{report.format}, {_files(report)}"),
-            ("beside it", ", ".join(report.side_files) or "nothing"),
-        ]
-    )
+    facts: list[tuple[str, object]] = [
+        ("checkpoint", report.path),
+        ("format", f"{report.format}, {_files(report)}"),
+        ("beside it", ", ".join(report.side_files) or "nothing"),
+    ]
     if report.model is None:
+        console.facts(facts)
         console.line(f"not recognised: {report.reason}", "yellow")
     else:
-        _render_model(console, report.model)
+        console.facts([*facts, *_model_facts(report.model)])
+        console.line()
+        _render_roles(console, report.model)
     console.line()
     if report.tensors:
         rows = [(t.name, t.dtype.label, list(t.shape), size(t.nbytes)) for t in report.tensors]
@@ -80,25 +81,25 @@ def _files(report: InspectReport) -> str:
     return f"{what}, {report.n_tensors} tensors, {report.nbytes:,} bytes ({size(report.nbytes)})"
 
 
-def _render_model(console: Console, model: ModelSummary) -> None:
+def _model_facts(model: ModelSummary) -> list[tuple[str, object]]:
     assumed = model.args["assumed"]
-    console.facts(
-        [
-            ("architecture", model.architecture),
-            ("layout", f"{model.convention} ({model.convention_title})"),
-            ("parameters", count(model.n_params)),
-            ("active", f"{count(model.n_params_active)} for each token"),
-            ("one expert", f"{count(model.n_params_expert)} over all layers"),
-            ("shared", count(model.n_params_shared)),
-            ("router", f"top {model.n_experts_per_tok} of {model.n_experts} experts, softmax"),
-            ("hyperparameters", ", ".join(f"{k} {v}" for k, v in _shown(model))),
-            ("assumed", ", ".join(assumed) or "nothing"),
-            ("context", f"{model.max_seq_len:,} tokens"),
-            ("KV cache", f"{size(model.kv_cache_nbytes)} at {model.context:,} tokens in bf16"),
-            ("memory to run", ", ".join(f"{k} {size(v)}" for k, v in model.run_nbytes.items())),
-        ]
-    )
-    console.line()
+    return [
+        ("architecture", model.architecture),
+        ("layout", f"{model.convention} ({model.convention_title})"),
+        ("parameters", count(model.n_params)),
+        ("active", f"{count(model.n_params_active)} for each token"),
+        ("one expert", f"{count(model.n_params_expert)} over all layers"),
+        ("shared", count(model.n_params_shared)),
+        ("router", f"top {model.n_experts_per_tok} of {model.n_experts} experts, softmax"),
+        ("hyperparameters", ", ".join(f"{k} {v}" for k, v in _shown(model))),
+        ("assumed", ", ".join(assumed) or "nothing"),
+        ("context", f"{model.max_seq_len:,} tokens"),
+        ("KV cache", f"{size(model.kv_cache_nbytes)} at {model.context:,} tokens in bf16"),
+        ("memory to run", ", ".join(f"{k} {size(v)}" for k, v in model.run_nbytes.items())),
+    ]
+
+
+def _render_roles(console: Console, model: ModelSummary) -> None:
     console.table(
         [Column("role"), Column("parameters", right=True), Column("size", right=True),
          Column("dtype")],

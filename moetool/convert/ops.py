@@ -13,8 +13,10 @@ rows (huggingface/transformers 4.36: convert_mixtral_weights_to_hf.py); Interlea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from moetool.tensors import DType
+if TYPE_CHECKING:
+    from moetool.tensors import DType
 
 Shape = tuple[int, int]
 

@@ -28,7 +28,7 @@ COPY_CHUNK = 8 << 20  # bytes read at a time where nothing is rearranged
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows ``start:stop`` of a source tensor seen as ``[rows, columns]``, and what is done to them."""
+    """Rows ``start:stop`` of a source tensor seen as ``[rows, columns]``, and their ops."""
 
     source: str
     start: int
@@ -177,7 +177,7 @@ def _common(dtypes: set[DType]) -> DType:
     return dtypes.pop() if len(dtypes) == 1 else DType.F32
 
 
-def _bridge(  # noqa: PLR0913  # source side, target side, and what both share
+def _bridge(  # source side, target side, and what both share
     catalog: Catalog,
     stored: StoredTensor,
     source: Cell,

@@ -1,10 +1,10 @@
 """The files beside the weights that a target's loaders need, as bytes by file name.
 
-    hf       config.json generation_config.json tokenizer.model tokenizer.json
-             tokenizer_config.json model.safetensors.index.json
-    mistral  params.json tokenizer.model
-    packed   params.json (Hugging Face names) tokenizer.model
-    none     everything is in the GGUF's key-values
+hf       config.json generation_config.json tokenizer.model tokenizer.json
+         tokenizer_config.json model.safetensors.index.json
+mistral  params.json tokenizer.model
+packed   params.json (Hugging Face names) tokenizer.model
+none     everything is in the GGUF's key-values
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ def read_tokenizer(directory: Path) -> bytes | None:
     return path.read_bytes()
 
 
-def sidecars(
-    kind: str, args: ModelArgs, plan: Plan, tokenizer: bytes | None
-) -> dict[str, bytes]:
+def sidecars(kind: str, args: ModelArgs, plan: Plan, tokenizer: bytes | None) -> dict[str, bytes]:
     """All side files of a target, ready to be written."""
     files: dict[str, bytes] = {}
     if kind == "mistral":
@@ -141,7 +139,10 @@ def _gguf_tokenizer(vocabulary: Vocabulary, vocab_size: int) -> dict[str, tuple[
     return {
         "tokenizer.ggml.model": ("str", "llama"),
         "tokenizer.ggml.pre": ("str", "default"),
-        "tokenizer.ggml.tokens": ("arr[str]", [*vocabulary.pieces, *(f"[PAD{i}]" for i in missing)]),
+        "tokenizer.ggml.tokens": (
+            "arr[str]",
+            [*vocabulary.pieces, *(f"[PAD{i}]" for i in missing)],
+        ),
         "tokenizer.ggml.scores": ("arr[f32]", [*vocabulary.scores, *(-10000.0 for _ in missing)]),
         "tokenizer.ggml.token_type": (
             "arr[i32]",

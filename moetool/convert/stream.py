@@ -53,14 +53,18 @@ def _compute(checkpoint: Checkpoint, part: Part) -> Buffer:
         match op:
             case Transpose():
                 tensor = tensor.T
-            case Halve(n_heads):
-                tensor = tensor.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-            case Interleave(n_heads):
-                tensor = tensor.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+            case Halve() | Interleave():
+                tensor = _reordered(tensor, op)
             case Cast(_, target):
                 tensor = tensor.to(torch_dtype(target))
     flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().tobytes()
+
+
+def _reordered(tensor: torch.Tensor, op: Reorder) -> torch.Tensor:
+    rows, columns = tensor.shape
+    heads = tensor.view(op.n_heads, rows // op.n_heads, columns)
+    return heads[:, op.order(rows // op.n_heads)].reshape(rows, columns)
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

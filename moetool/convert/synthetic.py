@@ -7,20 +7,17 @@ it, as a few MB on disk: every header byte is real and every weight is a hole th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
 
-from moetool.arch.args import ModelArgs, validate
+from moetool.arch.args import ModelArgs, to_params_json, validate
 from moetool.arch.mixtral import MISTRAL, MIXTRAL
 from moetool.arch.recognize import Recognized
 from moetool.arch.schema import expand
 from moetool.convert.execute import output_directory
 from moetool.convert.job import Source
-from moetool.convert.sidecars import sidecars
 from moetool.formats.pth_writer import PthSink
 from moetool.tensors import Buffer, Catalog, DType, TensorInfo
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # The published params.json of both Mixtrals, and one that is small but fits 256-wide blocks.
 GEOMETRIES = {
@@ -71,8 +68,6 @@ class RandomCheckpoint:
 
 def random_source(args: ModelArgs, seed: int, tokenizer: bytes | None) -> Source:
     """A random checkpoint as the source of a conversion."""
-    from pathlib import Path
-
     checkpoint = RandomCheckpoint(args, seed)
     recognized = Recognized(MIXTRAL, MISTRAL, args, checkpoint.layout)
     return Source(checkpoint, recognized, Path(f"random weights, seed {seed}"), tokenizer)
@@ -83,8 +78,6 @@ def write_full_geometry(args: ModelArgs, out: Path) -> int:
 
     Returns the apparent size of the weights file in bytes.
     """
-    from moetool.convert.plan import Plan
-
     infos = [TensorInfo(n, DType.BF16, s.shape) for n, s in expand(MISTRAL, args).items()]
     with output_directory(out) as work:
         weights = work / "consolidated.00.pth"
@@ -93,6 +86,5 @@ def write_full_geometry(args: ModelArgs, out: Path) -> int:
             sink.write_hole(info.name)
         sink.close()
         nbytes = weights.stat().st_size
-        for name, content in sidecars("mistral", args, Plan(()), None).items():
-            (work / name).write_bytes(content)
+        (work / "params.json").write_text(json.dumps(to_params_json(args)), encoding="utf-8")
     return nbytes

@@ -1,8 +1,8 @@
 """What a conversion can be asked for: file format x convention -> file names and side files.
 
-    --to safetensors   hf | hf-fused | mistral     model*.safetensors, consolidated*.safetensors
-    --to pth           mistral | mistral-packed    consolidated.00.pth, consolidated.NN.pt
-    --to gguf          gguf                        NAME.gguf
+--to safetensors   hf | hf-fused | mistral     model*.safetensors, consolidated*.safetensors
+--to pth           mistral | mistral-packed    consolidated.00.pth, consolidated.NN.pt
+--to gguf          gguf                        NAME.gguf
 """
 
 from __future__ import annotations
@@ -55,13 +55,18 @@ TARGETS = (
         "mistral",
         None,
     ),
-    Target("pth", "mistral", "consolidated.00.pth", "consolidated.{index0:02d}.pth", "mistral", None),
     Target(
-        "pth", "mistral-packed", "consolidated.00.pt", "consolidated.{index0:02d}.pt", "packed", None
+        "pth", "mistral", "consolidated.00.pth", "consolidated.{index0:02d}.pth", "mistral", None
     ),
     Target(
-        "gguf", "gguf", "{name}.gguf", "{name}-{index:05d}-of-{count:05d}.gguf", "none", None
+        "pth",
+        "mistral-packed",
+        "consolidated.00.pt",
+        "consolidated.{index0:02d}.pt",
+        "packed",
+        None,
     ),
+    Target("gguf", "gguf", "{name}.gguf", "{name}-{index:05d}-of-{count:05d}.gguf", "none", None),
 )
 
 FORMATS = tuple(dict.fromkeys(target.file_format for target in TARGETS))

@@ -118,9 +118,7 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
             "normalized": False,
             "special": kind != "user_defined",
         }
-        for index, (piece, kind) in enumerate(
-            zip(vocabulary.pieces, vocabulary.types, strict=True)
-        )
+        for index, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
         if kind in {"control", "unknown", "user_defined"}
     ]
 

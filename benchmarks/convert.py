@@ -1,0 +1,76 @@
+"""convert .pth -> safetensors (hf) at true 8x7B layer shapes, beside `cp` of the same bytes.
+
+    python benchmarks/convert.py [--layers 1] [--rounds 3] [--where /dev/shm]
+
+Each round runs both, one after the other; the ratio is of one round, the median over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from moetool.convert.job import prepare
+from moetool.convert.synthetic import GEOMETRIES, random_source
+from moetool.convert.targets import find_target
+
+
+def timed(command: list[str]) -> tuple[float, float, int]:
+    """Wall seconds, CPU seconds and peak resident bytes of a command."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    wall = time.perf_counter() - began
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    """Print one line for each round and the medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--where", type=Path, default=Path("/dev/shm"))
+    options = parser.parse_args()
+    ratios = []
+    with tempfile.TemporaryDirectory(dir=options.where) as folder:
+        raw, out, copy = (Path(folder) / name for name in ("raw", "out", "copy"))
+        args = replace(GEOMETRIES["8x7b"], n_layers=options.layers)
+        prepare(random_source(args, 0, None), find_target("pth", "mistral"), raw).run()
+        nbytes = (raw / "consolidated.00.pth").stat().st_size
+        print(f"{nbytes / 1e9:.2f} GB, {options.layers} layers, in {options.where}")
+        for _ in range(options.rounds):
+            convert = [
+                sys.executable,
+                "-m",
+                "moetool",
+                "convert",
+                str(raw),
+                "--out",
+                str(out),
+                "-q",
+            ]
+            ours, cpu, rss = timed(convert)
+            peer, peer_cpu, _ = timed(["sh", "-c", f"cp -r {raw} {copy} && sync -f {copy}"])
+            ratios.append(ours / peer)
+            each = 1e9 / nbytes
+            print(
+                f"convert {ours:.2f} s, {cpu * each:.2f} CPU s/GB, {rss / 1e6:.0f} MB RSS | "
+                f"cp + sync {peer:.2f} s, {peer_cpu * each:.2f} CPU s/GB | {ratios[-1]:.2f} x"
+            )
+            shutil.rmtree(out)
+            shutil.rmtree(copy)
+    print(f"median {statistics.median(ratios):.2f} x cp")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""`moetool fetch`: from a link to a folder whose every byte was hashed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetool.cli.console import Console, duration, safe, size
+from moetool.cli.options import JsonOption, QuietOption
+from moetool.errors import Interrupted, UsageFault
+from moetool.release.magnet import is_peer, is_tracker
+
+if TYPE_CHECKING:
+    from moetool.release.fetch import FetchReport
+    from moetool.release.source import Source
+    from moetool.release.watch import Peer, Progress
+
+
+def fetch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A magnet link as pasted, a .torrent file, or the name of a known release",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to make; by default the torrent's name", show_default=False),
+    ] = None,
+    tracker: Annotated[list[str] | None, typer.Option(help="Also ask this tracker")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="Also ask this peer, as ADDRESS:PORT")
+    ] = None,
+    web_seeds: Annotated[
+        bool, typer.Option("--web-seeds", help="Use the web seeds that the link names")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Accept peers here; 0: connect only ourselves")
+    ] = 0,
+    max_down: Annotated[
+        float, typer.Option(min=0, help="At most this many MB per second; 0: no limit")
+    ] = 0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="Seconds to wait for metadata (else 120) and for a new piece (else 600)",
+            show_default=False,
+        ),
+    ] = None,
+    no_dht: Annotated[bool, typer.Option("--no-dht", help="Do not use the DHT")] = False,
+    release_md5: Annotated[
+        str | None, typer.Option(help="The digits of the post's RELEASE line", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Download a release from its swarm and prove every byte of it."""
+    from dataclasses import replace
+
+    from moetool.release.fetch import fetch as run_fetch
+    from moetool.release.source import resolve_source
+    from moetool.release.torrent import SwarmOptions
+
+    console = Console(json, quiet)
+    options = SwarmOptions(
+        peers=tuple(_peer(text) for text in peer or ()),
+        trackers=tuple(_tracker(url) for url in tracker or ()),
+        port=port,
+        max_down=int(max_down * 1e6),
+        dht=not no_dht,
+        metadata_timeout_s=timeout or 120.0,
+        stall_timeout_s=timeout or 600.0,
+    )
+    found = resolve_source(source)
+    if release_md5:
+        found = replace(found, release_md5=digits(release_md5))
+    if web_seeds:
+        options = replace(options, web_seeds=found.magnet.web_seeds)
+    _tell_source(console, found, options.web_seeds)
+    try:
+        with _progress(console) as on_progress:
+            report = run_fetch(found, out, options, on_progress=on_progress)
+    except Interrupted as error:
+        again = f"run again to go on: moetool {shlex.join(sys.argv[1:])}"
+        raise Interrupted(error.what, exit_code=error.exit_code, hint=again) from error
+    console.result(report, lambda: _render(console, report))
+
+
+def digits(md5: str) -> str:
+    """The digest of a ``--release-md5`` option in lower case.
+
+    Raises:
+        UsageFault: it is not 32 hex digits.
+    """
+    text = md5.strip().lower().removeprefix("release").strip()
+    if len(text) != 32 or set(text) - set("0123456789abcdef"):  # noqa: PLR2004  # an MD5 in hex
+        raise UsageFault("--release-md5 wants 32 hex digits, as on the post's RELEASE line")
+    return text
+
+
+def _peer(text: str) -> Peer:
+    if not is_peer(text):
+        raise UsageFault(f"--peer wants ADDRESS:PORT, not {text!a}")
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _tracker(url: str) -> str:
+    if not is_tracker(url):
+        raise UsageFault(
+            f"--tracker wants udp://HOST:PORT/… or http(s)://HOST/…, not {url!a}",
+            hint="credentials and other schemes are not taken",
+        )
+    return url
+
+
+def _tell_source(console: Console, source: Source, web_seeds: tuple[str, ...]) -> None:
+    """Say what was understood, and everything that was not taken as it stands."""
+    magnet = source.magnet
+    name = safe(magnet.name or "an unnamed release")
+    console.note(f"fetching {name}, info-hash {magnet.info_hash or magnet.info_hash_v2}")
+    for entry in source.repairs.trackers:
+        now = f" -> {entry.tracker}" if entry.tracker else ""
+        console.note(f"tracker {entry.outcome.value}: {safe(entry.pasted)}{safe(now)}")
+    if magnet.web_seeds and not web_seeds:
+        console.note(f"{len(magnet.web_seeds)} web seeds of the link not used (--web-seeds)")
+    if source.release_md5:
+        console.note(f"the post's RELEASE digest is {source.release_md5}")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+    """One bar after another, for each stage its own."""
+    with ExitStack() as bars:
+        stage = ""
+        update: Callable[[int, str], None] = lambda _done, _note: None  # noqa: E731
+
+        def show(progress: Progress) -> None:
+            nonlocal stage, update
+            if progress.stage != stage:
+                bars.close()
+                stage = progress.stage
+                total = progress.bytes_total or None
+                update = bars.enter_context(console.progress(stage, total))
+            update(progress.bytes_done, _note(progress))
+
+        yield show
+
+
+def _note(progress: Progress) -> str:
+    parts = []
+    if progress.pieces_total:
+        parts.append(f"{progress.pieces_done}/{progress.pieces_total} pieces")
+        parts.append(f"{progress.peers} peers")
+    if progress.rate_bytes_s:
+        parts.append(f"{size(progress.rate_bytes_s)}/s now")
+    if progress.eta_s is not None:
+        parts.append(f"{duration(progress.eta_s)} to go")
+    if progress.note:
+        parts.append(progress.note)
+    return ", ".join(parts)
+
+
+def _render(console: Console, report: FetchReport) -> None:
+    verdict = report.verification.verdict.value
+    if report.already_complete:
+        console.line(f"{verdict}  {safe(report.path)} was already complete", "green")
+    else:
+        console.line(f"{verdict}  {safe(report.path)}", "green")
+        came = f"{report.pieces} pieces, {report.pieces_kept} of them were here already"
+        console.line(f"{came}; {size(report.payload)} came over the network")
+    for host, port in report.guilty:
+        console.line(f"bad pieces came from {safe(host)}:{port}", "yellow")
+    for line in report.verification.trust:
+        console.line(safe(line))
+    console.hint(f"moetool inspect {shlex.quote(str(report.path))}")

@@ -1,0 +1,172 @@
+"""`moetool smoke-test`: checks for scripts, then a few words for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetool.cli.console import Column, Console, duration, safe, size
+from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
+from moetool.errors import CheckFailed, UsageFault
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from moetool.model.generate import Sampling
+    from moetool.model.smoke import Check, LayerView, SmokeReport, SmokeTest
+
+BLOCKS = " ▁▂▃▄▅▆▇█"  # a load of zero is a gap, twice the even share and more is full
+
+
+def smoke_test(
+    path: PathArgument = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; what is named must be there")
+    ] = "auto",
+    prompt: Annotated[
+        str | None, typer.Option(help="Continue this text; left out: one that suits the release")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens to write; 0 for checks only")] = 48,
+    dtype: Annotated[
+        str, typer.Option(help="Compute in: keep (as stored), float32 or bf16")
+    ] = "keep",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the best token")] = 0.0,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0")] = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check that a checkpoint, raw or converted, is sound and works, and let it say a few words.
+
+    Exit code 3 when a check says no.
+    """
+    from moetool.arch.recognize import recognize
+    from moetool.formats import open_checkpoint
+    from moetool.model.device import pick_device
+    from moetool.model.generate import Sampling
+    from moetool.model.smoke import SmokeTest
+
+    console = Console(json=json, quiet=quiet)
+    where = resolve(path, console)
+    with open_checkpoint(where) as checkpoint:
+        recognized = recognize(checkpoint.catalog, checkpoint.directory)
+        test = SmokeTest(
+            checkpoint,
+            recognized,
+            checkpoint.directory,
+            pick_device(device),
+            dtype=_torch_dtype(dtype),
+        )
+        test.prompt(prompt)  # one that cannot be read is refused before minutes of checks
+        with console.progress("reading every tensor", checkpoint.catalog.nbytes) as update:
+            test.check(update)
+        _print_checks(console, test.checks)
+        if max_tokens:
+            _print_text(console, test, prompt, max_tokens, Sampling(temperature, seed=seed))
+        report = test.report(where)
+    console.result(report, lambda: _print_figures(console, report))
+    if not report.ok:
+        raise typer.Exit(CheckFailed.exit_code)
+
+
+def _torch_dtype(name: str) -> torch.dtype | None:
+    import torch
+
+    known = {"keep": None, "float32": torch.float32, "bf16": torch.bfloat16}
+    if name not in known:
+        raise UsageFault(f"unknown dtype {name!r}", hint=", ".join(known))
+    return known[name]
+
+
+def _print_checks(console: Console, checks: Sequence[Check]) -> None:
+    rows = [(check.level, check.name, check.verdict.value, check.detail) for check in checks]
+    console.table([Column("level"), Column("check"), Column("verdict"), Column("seen")], rows)
+
+
+def _print_text(
+    console: Console, test: SmokeTest, prompt: str | None, max_tokens: int, sampling: Sampling
+) -> None:
+    """Stream what the model writes; line breaks of a model are its own, control codes are not."""
+    if not test.can_write:
+        console.note("no text: the layers put out values that are not finite")
+        return
+    console.line()
+    if console.human:
+        console.write(_spoken(test.prompt(prompt)[0]))
+    for piece in test.write(prompt, max_tokens, sampling):
+        if console.human:
+            console.write(_spoken(piece))
+    console.line()
+
+
+def _spoken(text: str) -> str:
+    return "\n".join(safe(line) for line in text.split("\n"))
+
+
+def _print_figures(console: Console, report: SmokeReport) -> None:
+    figures = report.figures
+    console.line()
+    _print_load(console, report.layers)
+    console.line()
+    memory = figures.memory
+    known = (
+        ("anonymous", memory.anonymous),
+        ("file-backed", memory.file_backed),
+        ("together", memory.resident),
+        ("device", memory.device),
+    )
+    held = "all held" if figures.weights_resident else "read again as needed"
+    console.facts(
+        [
+            (
+                "model",
+                f"{report.layout} in {report.format}, {report.release or 'no known release'}",
+            ),
+            ("computed", f"on {report.device} in {report.dtype}"),
+            ("weights", f"{size(figures.weights_nbytes)}, {held}"),
+            ("scan", _rate(figures.scan_nbytes, figures.scan_seconds)),
+            ("text", _pace(figures.text_tokens, figures.text_seconds)),
+            ("prompt", _pace(figures.prompt_tokens, figures.prompt_seconds)),
+            ("writing", _pace(figures.new_tokens, figures.new_seconds)),
+            ("peak memory", ", ".join(f"{size(n)} {kind}" for kind, n in known if n is not None)),
+        ]
+    )
+    failed = sum(check.verdict.value == "FAIL" for check in report.checks)
+    console.line()
+    if failed:
+        console.line(f"FAIL: {failed} of {len(report.checks)} checks say no", "red")
+    else:
+        console.line("PASS: no check says no", "green")
+
+
+def _print_load(console: Console, layers: Sequence[LayerView]) -> None:
+    """Tokens of the text by layer and expert, as a strip that reads without colour."""
+    if not layers:
+        return
+    n_experts = len(layers[0].load)
+    console.line(f"router load, experts 0-{n_experts - 1} from left to right")
+    width = len(str(len(layers) - 1))
+    for number, layer in enumerate(layers):
+        console.line(f"  layer {number:>{width}}  |{strip(layer.load)}|  {layer.entropy:.2f} bits")
+
+
+def strip(load: Sequence[int]) -> str:
+    """One character for each expert; half height is the even share."""
+    even = sum(load) / len(load) or 1
+    top = len(BLOCKS) - 1
+    # A load that is not zero must not look like zero.
+    return "".join(
+        BLOCKS[min(top, max(1, round(n / even / 2 * top)))] if n else BLOCKS[0] for n in load
+    )
+
+
+def _rate(nbytes: int, seconds: float) -> str:
+    return f"{size(nbytes)} in {duration(seconds)}, {nbytes / max(seconds, 1e-9) / 1e9:.2f} GB/s"
+
+
+def _pace(n_tokens: int, seconds: float) -> str:
+    if not n_tokens:
+        return "nothing"
+    return f"{n_tokens} tokens in {duration(seconds)}, {n_tokens / max(seconds, 1e-9):.1f} tokens/s"

@@ -1,0 +1,160 @@
+"""`moetool verify`: every digest that we can know, in one read of the bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetool.cli.console import Column, Console, safe, size
+from moetool.cli.fetch import digits
+from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
+from moetool.errors import FormatError, Mismatch, Refused, SystemFault
+from moetool.release.verify import Word
+
+if TYPE_CHECKING:
+    from moetool.extents import Claim
+    from moetool.release.subject import Subject
+    from moetool.release.verify import FileVerdict, Settled, VerifyReport
+    from moetool.tensors import Catalog
+
+STYLES = {"MATCH": "green", "MISMATCH": "red", "UNREADABLE": "red", "NOT COVERED": "yellow"}
+WEIGHTS = {".pth", ".pt", ".safetensors", ".gguf"}
+MAX_LINES = 40
+
+
+def verify(
+    path: PathArgument = None,
+    torrent: Annotated[
+        Path | None, typer.Option(help="Check against this .torrent file", show_default=False)
+    ] = None,
+    release_md5: Annotated[
+        str | None, typer.Option(help="The digits of the post's RELEASE line", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check a checkpoint against every digest that is known of it, and say what that proves."""
+    from moetool.release.provenance import record_digests
+    from moetool.release.references import references, trust_lines
+    from moetool.release.subject import find_subject
+    from moetool.release.verify import settle
+
+    console = Console(json, quiet)
+    subject = find_subject(
+        resolve(path, console),
+        torrent=torrent,
+        release_md5=digits(release_md5) if release_md5 else None,
+    )
+    catalogs, broken = _catalogs(subject)
+    for line in broken:
+        console.warn(safe(line))
+    claims = references(
+        subject.folder, subject.meta, release=subject.release, release_md5=subject.release_md5
+    )
+    with console.progress("verify", subject.nbytes) as update:
+        report = settle(
+            claims,
+            subject.files,
+            self_claims=[_grouped(claim) for catalog in catalogs for claim in catalog.claims],
+            on_progress=lambda done, _total: update(done, ""),
+        )
+    report = replace(
+        report,
+        trust=trust_lines(report, subject.meta, subject.release),
+        damaged=(*broken, *_damaged(report, catalogs, subject.folder)),
+    )
+    if subject.is_ours and not record_digests(subject.folder, report):
+        console.note("the folder cannot be written, so the digests are in this report only")
+    console.result(report, lambda: _render(console, report))
+    _leave(report, broken)
+
+
+def _catalogs(subject: Subject) -> tuple[list[Catalog], tuple[str, ...]]:
+    """The headers of the checkpoint, if there is one; else why they cannot be read.
+
+    A damaged header must not keep the digests from being checked: they say what is damaged.
+    """
+    from moetool.formats import open_checkpoint
+
+    if not any(path.suffix in WEIGHTS and path.exists() for path in subject.files):
+        return [], ()
+    try:
+        with open_checkpoint(subject.path) as checkpoint:
+            return [checkpoint.catalog], ()
+    except (FormatError, SystemFault) as error:
+        return [], (str(error),)
+
+
+def _grouped(claim: Claim) -> Claim:
+    """Count the CRCs of all members of an archive as one reference."""
+    return replace(claim, reference=claim.reference.replace(" of ", "#", 1))
+
+
+def _damaged(report: VerifyReport, catalogs: list[Catalog], folder: Path) -> tuple[str, ...]:
+    """Name what lies at the wrong bytes: file, range, and the tensor with its rows."""
+    from moetool.proof.locate import locate
+
+    lines = []
+    for extent in [extent for file in report.files for extent in file.damage]:
+        where = f"{extent.path.name} bytes {extent.offset}-{max(extent.offset, extent.end - 1)}"
+        found = [place.describe() for item in catalogs for place in locate(item, folder, extent)]
+        lines += [f"{where}: {what}" for what in found] or [where]
+    return tuple(lines)
+
+
+def _render(console: Console, report: VerifyReport) -> None:
+    rows = [
+        (file.word.value, file.path.name, size(file.nbytes), cover)
+        for file in report.files
+        for cover in _covers(file)
+    ]
+    console.table([Column("found"), Column("file"), Column("size", right=True), Column("by")], rows)
+    for item in report.unsettled[:MAX_LINES]:
+        console.line(safe(_unsettled(item)), STYLES[item.word.value])
+    for line in report.damaged[:MAX_LINES]:
+        console.line(f"damaged: {safe(line)}", "red")
+    left = len(report.unsettled) + len(report.damaged) - 2 * MAX_LINES
+    if left > 0:
+        console.line("… more with --json")
+    console.line()
+    for line in report.trust:
+        console.line(safe(line))
+    word = report.verdict.value
+    console.line(f"\n{word}  {len(report.files)} files, {size(report.nbytes)}", STYLES[word])
+
+
+def _covers(file: FileVerdict) -> list[str]:
+    texts = [
+        f"{cover.algorithm} {cover.matched}/{cover.claims}, {cover.reference}"
+        for cover in file.coverage
+    ]
+    return ["; ".join([*texts, *file.notes]) or "no reference"]
+
+
+def _unsettled(item: Settled) -> str:
+    places = " + ".join(
+        f"{extent.path.name} bytes {extent.offset}-{max(extent.offset, extent.end - 1)}"
+        for extent in item.extents
+    )
+    part = (
+        item.reference.replace("#", " piece ")
+        if item.algorithm == "sha1"
+        else (item.reference.replace("#", " "))
+    )
+    return (
+        f"{item.word.value}  {places}  {item.algorithm} {item.found}, "
+        f"expected {item.expected} ({part})"
+    )
+
+
+def _leave(report: VerifyReport, broken: tuple[str, ...]) -> None:
+    """Choose the exit code: what is wrong counts more than what could not be read."""
+    if report.verdict is Word.MISMATCH:
+        raise typer.Exit(Mismatch.exit_code)
+    if report.verdict is Word.UNREADABLE:
+        raise typer.Exit(SystemFault.exit_code)
+    if broken:
+        raise typer.Exit(Refused.exit_code)

@@ -1,0 +1,129 @@
+"""Files <-> named tensors: open any checkpoint, write any format.
+
+    zip64 zip_records          torch.save files; pth_writer writes them
+    safetensors strict_json    header and extents, and the writer
+    gguf gguf_types            key-values and tensor infos; gguf_writer writes them
+    sentencepiece              the vocabulary in tokenizer.model
+    directory merge            which files make one checkpoint
+    rules output               what all of them share
+
+Readers take a `ByteSource`; only this module and `directory` open files.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from moetool.errors import MoetoolError, UsageFault
+from moetool.extents import LocalFile
+from moetool.formats import gguf, pth, safetensors
+from moetool.formats.directory import find_files
+from moetool.formats.gguf_writer import GgufSink
+from moetool.formats.merge import merge
+from moetool.formats.pth_writer import PthSink
+from moetool.formats.safetensors import SafetensorsSink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from moetool.tensors import Catalog, Sink, TensorInfo
+
+__all__ = ["FileCheckpoint", "create", "open_checkpoint"]
+
+_READERS = {
+    "pth": pth.read_catalog,
+    "safetensors": safetensors.read_catalog,
+    "gguf": gguf.read_catalog,
+}
+
+
+class FileCheckpoint:
+    """A `Checkpoint` in files that stay open until `close`.
+
+    ``path`` is what was asked for, ``directory`` where params.json, config.json and
+    tokenizer.model lie.
+    """
+
+    __slots__ = ("catalog", "directory", "path", "sources")
+
+    def __init__(
+        self, path: Path, catalog: Catalog, sources: Mapping[Path, LocalFile], directory: Path
+    ) -> None:
+        self.path = path
+        self.catalog = catalog
+        self.sources = sources
+        self.directory = directory
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, in order."""
+        return tuple(self.sources)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Read bytes ``start:stop`` of the stored form of a tensor (row-major).
+
+        Raises:
+            MoetoolError: no such range: the caller's bug.
+            ReadFailed, TruncatedFile: the machine could not read, or the file has shrunk.
+        """
+        extent = self.catalog.extents[name]
+        end = extent.nbytes if stop is None else stop
+        if not 0 <= start <= end <= extent.nbytes:
+            raise MoetoolError(f"{name} has no bytes {start}:{end}", where=str(extent.path))
+        return self.sources[extent.path].pread(extent.offset + start, end - start)
+
+    def close(self) -> None:
+        """Close the files; closing twice is harmless."""
+        for source in self.sources.values():
+            source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(path: Path) -> FileCheckpoint:
+    """Open a file, an index, or a directory that holds one checkpoint; read headers only.
+
+    Raises:
+        UsageFault: there is nothing at that path.
+        Refused: malformed, hostile, incomplete or ambiguous.
+        ReadFailed: the machine could not read.
+    """
+    file_set = find_files(path)
+    reader = _READERS[file_set.format]
+    with ExitStack() as opened:
+        sources = {file: opened.enter_context(LocalFile(file)) for file in file_set.files}
+        catalog = merge(file_set, [reader(source) for source in sources.values()])
+        opened.pop_all()
+    return FileCheckpoint(path, catalog, sources, file_set.directory)
+
+
+def create(path: Path, infos: Sequence[TensorInfo], metadata: Mapping[str, object]) -> Sink:
+    """Begin a file of the format that its suffix names; the tensors are written in this order.
+
+    ``metadata`` is the format's own: texts for safetensors, (label, value) pairs for GGUF, and
+    nothing for .pth.
+
+    Raises:
+        OutputExists: the file is there already.
+        SystemFault: it cannot be made.
+    """
+    match path.suffix:
+        case ".pth" | ".pt":
+            return PthSink(path, infos, root=path.stem)
+        case ".safetensors":
+            return SafetensorsSink(path, infos, metadata)
+        case ".gguf":
+            return GgufSink(path, infos, metadata)
+    raise UsageFault(f"no format is called {path.suffix}", where=str(path))

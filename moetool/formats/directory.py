@@ -1,0 +1,221 @@
+"""Which files make one checkpoint: the forms that a directory may hold, and only one of them.
+
+    consolidated.00.pth  consolidated.01.pth ...       disjoint keys, numbered without a gap
+    consolidated.00.pt   consolidated.01.pt ...        likewise (Mistral's hub upload)
+    consolidated.safetensors
+    consolidated-00001-of-00003.safetensors ...
+    model.safetensors
+    model.safetensors.index.json + the shards it names
+    NAME.gguf, or one split: NAME-00001-of-00003.gguf ...
+
+Two forms side by side could be two models: the user chooses by naming a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from moetool.errors import BadHeader, ReadFailed, Refused, UsageFault
+from moetool.extents import LocalFile
+from moetool.formats import strict_json
+from moetool.formats.rules import shown
+from moetool.formats.safetensors import read_index
+
+INDEX: Final = "model.safetensors.index.json"
+_SUFFIXES: Final = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors", ".gguf": "gguf"}
+_MAGICS: Final = {b"PK\x03\x04": "pth", b"\x80\x02\x8a\x0a": "pth", b"GGUF": "gguf"}
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>\w+)")
+_HF_SHARD: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_SPLIT_UPLOAD: Final = re.compile(r"consolidated\.\d{2}\.pth-split\w+")
+
+# Label of the form -> what the names of its files look like. A GGUF split is found by its names.
+_FORMS: Final = {
+    "consolidated.NN.pth": re.compile(r"consolidated\.\d{2}\.pth"),
+    "consolidated.NN.pt": re.compile(r"consolidated\.\d{2}\.pt"),
+    "consolidated.safetensors": re.compile(r"consolidated\.safetensors"),
+    "consolidated-NNNNN-of-NNNNN.safetensors": re.compile(
+        r"consolidated-\d{5}-of-\d{5}\.safetensors"
+    ),
+    "model.safetensors": re.compile(r"model\.safetensors"),
+    INDEX: re.compile(re.escape(INDEX)),
+    "*.gguf": re.compile(r".+\.gguf"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileSet:
+    """The weight files of one checkpoint, in order; ``index`` says which tensor is in which."""
+
+    directory: Path
+    format: str
+    files: tuple[Path, ...]
+    index: dict[str, str] | None = None
+
+
+def find_files(path: Path) -> FileSet:
+    """Find the files of the checkpoint that ``path`` (a file, an index or a directory) names.
+
+    Raises:
+        UsageFault: there is nothing at that path.
+        Refused: no checkpoint, more than one, or one that lacks a file.
+    """
+    if path.is_dir():
+        return _in_directory(path)
+    if not os.path.lexists(path):
+        raise UsageFault("no such file or directory", where=str(path))
+    if path.name.endswith(".index.json"):
+        return _indexed(path)
+    if _SPLIT_UPLOAD.fullmatch(path.name):
+        raise _split_upload(path.parent, [path.name])
+    shard = _SHARD.fullmatch(path.name)
+    if shard and shard["suffix"] == "gguf":
+        if int(shard["number"]) != 1:
+            raise Refused(
+                f"is part {int(shard['number'])} of a split",
+                where=str(path),
+                hint=f"give the first part, {shard['stem']}-00001-of-{shard['count']}.gguf",
+            )
+        return FileSet(path.parent, "gguf", tuple(path.parent / n for n in _all_parts(shard)))
+    return FileSet(path.parent, _format(path), (path,))
+
+
+def _format(path: Path) -> str:
+    """The format of one file: its suffix says so, else its first bytes do."""
+    known = _SUFFIXES.get(path.suffix)
+    if known is not None:
+        return known
+    with LocalFile(path) as file:
+        head = file.pread(0, min(9, file.nbytes))
+    if head[8:9] == b"{":
+        return "safetensors"
+    for magic, name in _MAGICS.items():
+        if head.startswith(magic):
+            return name
+    raise Refused(
+        "is neither a .pth, nor a safetensors, nor a GGUF file",
+        where=str(path),
+        hint="give the checkpoint's file, or the directory it lies in",
+    )
+
+
+def _in_directory(directory: Path) -> FileSet:
+    try:
+        names = sorted(os.listdir(directory))  # noqa: PTH208  # 100,000 names need no Path each
+    except OSError as error:
+        raise ReadFailed(error.strerror or "cannot be listed", where=str(directory)) from error
+    present = {
+        form: found
+        for form, pattern in _FORMS.items()
+        if (found := [name for name in names if pattern.fullmatch(name)])
+    }
+    match list(present):
+        case [form] if form == INDEX:
+            return _indexed(directory / INDEX, [n for n in names if _HF_SHARD.fullmatch(n)])
+        case [form]:
+            files = _complete(form, present[form], directory)
+            kind = _SUFFIXES["." + files[0].rpartition(".")[2]]
+            return FileSet(directory, kind, tuple(directory / name for name in files))
+        case []:
+            raise _nothing(directory, names)
+    first, second, *_ = (found[0] for found in present.values())
+    raise Refused(
+        f"holds more than one checkpoint: {shown(first)} and {shown(second)}",
+        where=str(directory),
+        hint="give the file you mean instead of the directory",
+    )
+
+
+def _complete(form: str, found: list[str], directory: Path) -> list[str]:
+    """The files of one form in numeric order, once none is missing."""
+    where = str(directory)
+    if form.startswith("consolidated.NN"):
+        suffix = found[0].rpartition(".")[2]
+        expected = [f"consolidated.{number:02d}.{suffix}" for number in range(len(found))]
+        _refuse_missing(set(expected) - set(found), where)
+        return expected
+    if len(found) == 1 and not _SHARD.fullmatch(found[0]):
+        return found
+    sets = {}
+    for name in found:
+        shard = _SHARD.fullmatch(name)
+        sets[(shard["stem"], shard["count"]) if shard else name] = shard
+    shard = next(iter(sets.values()))
+    if len(sets) != 1 or shard is None:
+        raise Refused(
+            f"holds more than one checkpoint: {', '.join(map(shown, found[:8]))}",
+            where=where,
+            hint="give the file you mean instead of the directory",
+        )
+    expected = _all_parts(shard)
+    _refuse_missing(set(expected) - set(found), where)
+    _refuse_beyond(set(found) - set(expected), where)
+    return expected
+
+
+def _all_parts(shard: re.Match[str]) -> list[str]:
+    stem, count, suffix = shard["stem"], shard["count"], shard["suffix"]
+    # More parts than a directory could hold files of a megabyte would only feed an error message.
+    return [f"{stem}-{n:05d}-of-{count}.{suffix}" for n in range(1, min(int(count), 9999) + 1)]
+
+
+def _indexed(index: Path, beside: list[str] | None = None) -> FileSet:
+    """The shards that an index names; ``beside`` are those that lie in the directory."""
+    with LocalFile(index) as file:
+        if file.nbytes > strict_json.MAX_NBYTES:
+            raise BadHeader(f"an index of {file.nbytes} bytes", where=str(index))
+        weight_map = read_index(file.pread(0, file.nbytes), str(index))
+    names = sorted(set(weight_map.values()))
+    _refuse_missing({n for n in names if not (index.parent / n).is_file()}, str(index.parent))
+    _refuse_beyond(set(beside or ()) - set(names), str(index.parent))
+    files = tuple(index.parent / name for name in names)
+    return FileSet(index.parent, "safetensors", files, weight_map)
+
+
+def _refuse_missing(missing: set[str], where: str) -> None:
+    if missing:
+        raise BadHeader(
+            f"{len(missing)} files of the checkpoint are missing",
+            where=where,
+            hint="fetch them, or give one file to look at that alone",
+            findings=tuple(f"missing: {shown(name)}" for name in sorted(missing)[:100]),
+        )
+
+
+def _refuse_beyond(beyond: set[str], where: str) -> None:
+    if beyond:
+        raise BadHeader(
+            f"{len(beyond)} shards belong to no file set here",
+            where=where,
+            hint="put them elsewhere: they are of another upload, or the index is stale",
+            findings=tuple(f"left over: {shown(name)}" for name in sorted(beyond)[:100]),
+        )
+
+
+def _nothing(directory: Path, names: list[str]) -> Refused:
+    pieces = [name for name in names if _SPLIT_UPLOAD.fullmatch(name)]
+    if pieces:
+        return _split_upload(directory, pieces)
+    if any(_HF_SHARD.fullmatch(name) for name in names):
+        return BadHeader(
+            f"holds shards without {INDEX}", where=str(directory), hint="fetch the index as well"
+        )
+    weights = [name for name in names if Path(name).suffix in _SUFFIXES]
+    seen = f"; it does hold {', '.join(map(shown, weights[:8]))}" if weights else ""
+    return Refused(
+        f"no checkpoint of a known form in this directory{seen}",
+        where=str(directory),
+        hint="give the file itself" if weights else "give a checkpoint's file or directory",
+    )
+
+
+def _split_upload(directory: Path, pieces: list[str]) -> Refused:
+    whole = pieces[0].partition("-split")[0]
+    return Refused(
+        f"{shown(pieces[0])} is a piece of an upload that was cut",
+        where=str(directory),
+        hint=f"join the pieces in numeric order: cat $(ls {whole}-split* | sort -V) > {whole}",
+    )

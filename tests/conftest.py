@@ -1,0 +1,115 @@
+"""What all tests share: a small geometry, checkpoints in memory, and the trained tiny release."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moetool.arch.args import ModelArgs
+from moetool.arch.mixtral import MISTRAL, MIXTRAL
+from moetool.arch.schema import expand
+from moetool.convert.plan import derive_steps
+from moetool.convert.stream import stream
+from moetool.convert.synthetic import RandomCheckpoint
+from moetool.release.fixture import find_fixture
+from moetool.tensors import Catalog
+
+# Small, and no two dimensions alike, so that a swapped axis cannot hide.
+SMALL = ModelArgs(
+    dim=24, n_layers=2, head_dim=8, hidden_dim=40, n_heads=4, n_kv_heads=2, norm_eps=1e-5,
+    vocab_size=56, n_experts=3, n_experts_per_tok=2,
+)  # fmt: skip
+
+
+class MemoryCheckpoint:
+    """A checkpoint whose bytes are held: the smallest thing that keeps the protocol."""
+
+    def __init__(self, catalog: Catalog, data: dict[str, bytes]) -> None:
+        self.catalog, self.data = catalog, data
+
+    def read(self, name, start=0, stop=None):
+        return self.data[name][start:stop]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory, monkeypatch):
+    """No test sees or touches the user's list of fetched releases."""
+    monkeypatch.setenv("MOETOOL_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv("MOETOOL_DEBUG", raising=False)
+
+
+@pytest.fixture
+def small_args():
+    return SMALL
+
+
+@pytest.fixture
+def random_checkpoint():
+    """Make a random raw checkpoint in memory."""
+
+    def make(args=SMALL, seed=0):
+        return RandomCheckpoint(args, seed)
+
+    return make
+
+
+@pytest.fixture
+def in_layout(random_checkpoint):
+    """Make the same random weights in any convention, in memory."""
+
+    def make(name, args=SMALL, seed=0):
+        source = random_checkpoint(args, seed)
+        convention = MIXTRAL.convention(name)
+        layout = expand(convention, args)
+        steps = derive_steps(source.catalog, expand(MISTRAL, args), layout, args)
+        catalog = Catalog(convention.file_format, {s.target.name: s.target for s in steps}, {})
+        data = {s.target.name: b"".join(stream(source, s)) for s in steps}
+        return MemoryCheckpoint(catalog, data), layout
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_release() -> Path:
+    """The folder of the trained tiny release."""
+    return find_fixture().directory
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    """The numbers that transformers gave for the tiny release."""
+    return json.loads((find_fixture().torrent.parent / "golden.json").read_text())
+
+
+@pytest.fixture
+def moetool(tmp_path):
+    """Run the command line in its own process, as a user does."""
+
+    def run(*words, cwd=tmp_path, check=None, env=None):
+        done = subprocess.run(
+            [sys.executable, "-m", "moetool", *map(str, words)],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        if check is not None:
+            assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def changed_args():
+    """Change fields of hyperparameters."""
+    return replace

@@ -1,0 +1,89 @@
+"""Side files: every field explicit, every key a loader trusts, nothing invented."""
+
+import json
+
+import pytest
+
+from moetool.convert.job import prepare
+from moetool.convert.sidecars import headers, sidecars
+from moetool.convert.synthetic import random_source
+from moetool.convert.targets import find_target
+from moetool.convert.tokenizer_json import merges, tokenizer_json
+from moetool.errors import Refused
+from moetool.formats.sentencepiece import read_vocabulary
+
+
+@pytest.fixture
+def tokenizer(tiny_release):
+    return (tiny_release / "tokenizer.model").read_bytes()
+
+
+def files_of(kind, args, plan, tokenizer=None):
+    return sidecars(kind, args, plan, tokenizer)
+
+
+@pytest.fixture
+def plan(small_args, tmp_path):
+    source = random_source(small_args, 0, None)
+    return prepare(source, find_target("safetensors", "hf"), tmp_path / "x", 9_000).plan
+
+
+def test_config_leaves_nothing_to_a_default(small_args, plan):
+    """The fields whose class defaults differ between versions are all there."""
+    config = json.loads(files_of("hf", small_args, plan)["config.json"])
+    assert config["sliding_window"] is None
+    assert config["rope_theta"] == 1e6
+    assert config["max_position_embeddings"] == 32768
+    assert config["tie_word_embeddings"] is False
+    assert config["head_dim"] == 8
+    assert config["torch_dtype"] == "bfloat16"
+
+
+def test_the_index_counts_tensor_bytes_and_names_every_tensor(small_args, plan):
+    """total_size is of tensors, not of files."""
+    index = json.loads(files_of("hf", small_args, plan)["model.safetensors.index.json"])
+    assert index["metadata"]["total_size"] == plan.nbytes
+    assert set(index["weight_map"]) == {step.target.name for step in plan.steps}
+
+
+def test_raw_targets_get_the_torrents_files(small_args, plan, tokenizer):
+    """No config.json beside raw names, no params.json beside Hugging Face names."""
+    plan = type(plan)(plan.shards[:1])
+    assert set(files_of("mistral", small_args, plan, tokenizer)) == {
+        "params.json", "tokenizer.model",
+    }  # fmt: skip
+    assert "hidden_size" in json.loads(files_of("packed", small_args, plan)["params.json"])
+    assert files_of("none", small_args, plan, tokenizer) == {}
+
+
+def test_gguf_has_every_key_that_loaders_fill_in_silently(small_args, plan, tokenizer):
+    """freq_base, scores and token types: without them llama.cpp loads and talks nonsense."""
+    (values, *rest) = headers("gguf", small_args, plan, "name", tokenizer)
+    assert values["llama.rope.freq_base"] == ("f32", 1e6)
+    assert len(values["tokenizer.ggml.scores"][1]) >= 768
+    kinds = values["tokenizer.ggml.token_type"][1]
+    assert (kinds.count(6), kinds[0], kinds[1]) == (256, 2, 3)
+    assert values["split.no"] == ("u16", 0)
+    assert rest[0]["split.no"] == ("u16", 1)
+    assert "llama.block_count" not in rest[0]
+    assert values["split.count"][1] == len(plan.shards)
+
+
+def test_merges_come_in_the_order_of_scores(tokenizer):
+    """Every merge joins two pieces to a third, best score first."""
+    vocabulary = read_vocabulary(tokenizer)
+    scores = dict(zip(vocabulary.pieces, vocabulary.scores, strict=True))
+    found = [scores[left + right] for left, right in merges(vocabulary)]
+    assert found == sorted(found, reverse=True)
+    assert len(found) > 400
+
+
+def test_a_unigram_model_is_refused_by_kind(tokenizer):
+    """An approximation would tokenise wrongly without a word."""
+    from dataclasses import replace
+
+    vocabulary = read_vocabulary(tokenizer)
+    with pytest.raises(Refused, match="unigram"):
+        tokenizer_json(replace(vocabulary, model_type="unigram"))
+    with pytest.raises(Refused, match="rewriting normaliser"):
+        tokenizer_json(replace(vocabulary, has_charsmap=True))

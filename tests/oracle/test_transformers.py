@@ -1,0 +1,133 @@
+"""transformers loads what we convert: same logits, same text, same token ids."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.oracle
+transformers = pytest.importorskip("transformers", reason="the clients extra is not installed")
+torch = pytest.importorskip("torch")
+
+GREEDY = 48
+
+
+@pytest.fixture(scope="module", params=["hf", "hf-fused"])
+def converted(request, tmp_path_factory, tiny_release):
+    """The trained tiny release, converted from raw, in several shards."""
+    from moetool.convert.job import open_source, prepare
+    from moetool.convert.targets import find_target
+    from moetool.formats import open_checkpoint
+
+    out = tmp_path_factory.mktemp("converted") / request.param
+    target = find_target("safetensors", request.param)
+    with open_checkpoint(tiny_release) as checkpoint:
+        prepare(open_source(checkpoint), target, out, 4_000_000).run()
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(converted):
+    """The converted checkpoint in transformers, float32."""
+    loaded, info = transformers.MixtralForCausalLM.from_pretrained(
+        converted, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return loaded.eval()
+
+
+@pytest.fixture(scope="module")
+def arrays(tiny_release):
+    """Golden logits made by an independent conversion."""
+    return np.load(tiny_release.parent / "golden.npz")
+
+
+def test_logits_are_the_golden_ones(model, golden, arrays):
+    """An independent conversion of the same release gives the same logits."""
+    for index, prompt in enumerate(golden["logit_prompts"]):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt["ids"]])).logits[0]
+        expected = torch.from_numpy(arrays[f"logits_{index}"])
+        assert (logits - expected).abs().max() <= 1e-5
+
+
+def test_greedy_text_is_the_golden_one(model, golden):
+    """48 tokens of each prompt, token by token."""
+    for prompt in golden["greedy"]:
+        ids = torch.tensor([prompt["ids"]])
+        out = model.generate(ids, max_new_tokens=GREEDY, do_sample=False, pad_token_id=2)
+        assert out[0, ids.shape[1] :].tolist() == prompt["output_ids"]
+
+
+def test_config_survives_as_the_model_it_was(converted, model):
+    """theta, window and context are read as written, whatever the version's defaults."""
+    config = json.loads((converted / "config.json").read_text())
+    read = model.config
+    theta = getattr(read, "rope_theta", None) or read.rope_parameters["rope_theta"]
+    assert theta == config["rope_theta"] == 1e6
+    assert read.sliding_window is None
+    assert read.max_position_embeddings == 32768
+    assert read.num_experts_per_tok == 2
+
+
+def hostile_strings(n):
+    """Strings that tokenisers disagree on."""
+    rng = random.Random(5)
+    alphabet = "abc XYZ 0123 \t\n.,;(){}<>/\\'\"äßéñ汉字😀👩‍👩‍👧\u00a0\u200b\x00\x7f▁_"
+    fixed = [
+        "", " ", "  ", "hello", " hello", "hello ", "a  b", "\n", "\t\tx", "<s>", "</s>", "<unk>",
+        "a<s>b", "<0x0A>", "▁", "▁▁a", "𝔘𝔫𝔦", "e\u0301", "1234567890", "x = f(1) # é",
+    ]  # fmt: skip
+    pieces = ["the ", "cat ", "12", " + ", "<s>", "</s>", "def ", "  ", "é", "2024-01-05", "😀"]
+    for _ in range(n - len(fixed)):
+        if rng.random() < 0.5:
+            fixed.append("".join(rng.choices(alphabet, k=rng.randint(1, 40))))
+        else:
+            fixed.append("".join(rng.choices(pieces, k=rng.randint(1, 15))))
+    return fixed
+
+
+def same_ids(folder, model_file):
+    import sentencepiece
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    wrong = [
+        text
+        for text in hostile_strings(1500)
+        if tokenizer(text)["input_ids"] != [1, *reference.encode(text)]
+    ]
+    assert wrong == []
+    decoded = [
+        text
+        for text in hostile_strings(300)
+        if tokenizer.decode(reference.encode(text)) != reference.decode(reference.encode(text))
+    ]
+    assert decoded == []
+
+
+def test_token_ids_are_sentencepieces(converted):
+    """1,500 strings, control characters and literal <s> among them."""
+    same_ids(converted, converted / "tokenizer.model")
+
+
+def test_the_real_tokenizer_of_the_release_too(tmp_path, small_args):
+    """The 2023 release's own tokenizer.model: known digest, same ids in transformers."""
+    import hashlib
+    from importlib.resources import files
+
+    pytest.importorskip("mistral_common", reason="it carries the release's tokenizer")
+    from moetool.arch import args as spelling
+    from moetool.convert.tokenizer_json import tokenizer_config, tokenizer_json
+    from moetool.formats.sentencepiece import read_vocabulary
+
+    content = (files("mistral_common") / "data" / "tokenizer.model.v1").read_bytes()
+    assert hashlib.md5(content).hexdigest() == "37974873eb68a7ab30c4912fc36264ae"
+    vocabulary = read_vocabulary(content)
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocabulary)))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(vocabulary, 32768)))
+    config = spelling.to_config_json(small_args, "bfloat16")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    same_ids(tmp_path, tmp_path / "tokenizer.model")
