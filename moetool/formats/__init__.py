@@ -1,11 +1,11 @@
 """Files <-> named tensors: open any checkpoint, write any format.
 
-    zip64 zip_records          torch.save files; pth_writer writes them
-    safetensors strict_json    header and extents, and the writer
-    gguf gguf_types            key-values and tensor infos; gguf_writer writes them
-    sentencepiece              the vocabulary in tokenizer.model
-    directory merge            which files make one checkpoint
-    rules output               what all of them share
+    pth zip64 zip_records unpickler    torch.save files; pth_writer writes them
+    safetensors strict_json            header and extents, and the writer
+    gguf gguf_types                    key-values, tensor infos; gguf_writer writes them
+    sentencepiece                      the vocabulary in tokenizer.model
+    directory merge                    which files make one checkpoint
+    rules output                       what all of them share
 
 Readers take a `ByteSource`; only this module and `directory` open files.
 """

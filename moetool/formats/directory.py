@@ -79,7 +79,9 @@ def find_files(path: Path) -> FileSet:
                 where=str(path),
                 hint=f"give the first part, {shard['stem']}-00001-of-{shard['count']}.gguf",
             )
-        return FileSet(path.parent, "gguf", tuple(path.parent / n for n in _all_parts(shard)))
+        parts = _all_parts(shard)
+        _refuse_missing({n for n in parts if not (path.parent / n).is_file()}, str(path.parent))
+        return FileSet(path.parent, "gguf", tuple(path.parent / name for name in parts))
     return FileSet(path.parent, _format(path), (path,))
 
 

@@ -44,9 +44,10 @@ class GgufSink:
                 self._alignment = alignment
             case _:
                 raise MoetoolError("general.alignment is not a u32", where=str(path))
+        tensors = _tensor_infos(infos, self._alignment)
         head = MAGIC + struct.pack("<IQQ", _VERSION, len(infos), len(pairs))
         self._output = Output(path, infos)
-        self._output.append(b"".join((head, *pairs, *_tensor_infos(infos, alignment))))
+        self._output.append(b"".join((head, *pairs, *tensors)))
         self._pad()
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:
@@ -68,8 +69,10 @@ def _tensor_infos(infos: Sequence[TensorInfo], alignment: int) -> list[bytes]:
     for info in infos:
         name = info.name.encode()
         rank = len(info.shape)
-        if not 0 < len(name) <= MAX_NAME or rank > MAX_DIMS or name in names:
-            raise MoetoolError(f"{info.name} cannot be named or shaped so in a GGUF file")
+        if not 0 < len(name) <= MAX_NAME or rank > MAX_DIMS or info.dtype not in _TYPE_NUMBERS:
+            raise MoetoolError(f"{info.name} cannot be named, shaped or typed so in a GGUF file")
+        if name in names:
+            raise MoetoolError(f"{info.name} was announced twice")
         names.add(name)
         dims = struct.pack(f"<I{rank}Q", rank, *reversed(info.shape))
         entries.append(

@@ -44,7 +44,7 @@ _SPECIALS: Final = {
 _BYTE_PIECES: Final = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 _WHERE: Final = "tokenizer.model"
-_MAX_FILE: Final = 16 << 20
+_MAX_FILE: Final = 8 << 20  # Gemma's has 4 MB, Mistral's half a MB
 _MAX_PIECES: Final = 300_000
 _MAX_PIECE: Final = 1024  # bytes
 
@@ -86,9 +86,9 @@ def read_vocabulary(raw: bytes) -> Vocabulary:
     for number, value in _fields(raw):
         if number == _PIECE and isinstance(value, bytes):
             messages.append(value)
+            check_count(len(messages), "pieces", _WHERE, _MAX_PIECES)
         elif number in parts and isinstance(value, bytes):
             parts[number].update(_fields(value))
-    check_count(len(messages), "pieces", _WHERE, _MAX_PIECES)
     entries = [_piece(message, index) for index, message in enumerate(messages)]
     trainer, normalizer = parts[_TRAINER], parts[_NORMALIZER]
     vocabulary = Vocabulary(

@@ -7,6 +7,7 @@ of brackets costs it a gigabyte. Both are refused here before and while it parse
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from moetool.errors import BadHeader
@@ -30,8 +31,7 @@ def read_object(raw: bytes, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            doubled = next(key for key in found if keys.count(key) > 1)
+            [(doubled, _)] = Counter(key for key, _ in pairs).most_common(1)
             raise BadHeader(f"the key {shown(doubled)} is there twice", where=where)
         return found
 

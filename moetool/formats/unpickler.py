@@ -39,7 +39,7 @@ STORAGE_DTYPES: Final = {
 }
 
 MAX_PICKLE = 16 << 20
-MAX_OPERATIONS = 1_500_000
+MAX_OPERATIONS = 1_200_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,8 +240,9 @@ def _data_offset(source: ByteSource, entry: _Entry, end: int) -> int:
 def _local_header(source: ByteSource, entry: _Entry, end: int) -> tuple[tuple[int, ...], int]:
     """What the local header says of CRC-32 and sizes, and the offset of the data behind it."""
     where, start = str(source.path), entry.header_offset
-    head = source.pread(start, max(0, min(_HEAD_GUESS, end - start)))
-    if len(head) < LOCAL.size or head[:4] != LOCAL_SIG:
+    room = end - start
+    head = source.pread(start, min(_HEAD_GUESS, room)) if room >= LOCAL.size else b""
+    if head[:4] != LOCAL_SIG:
         raise BadHeader(f"no local header for zip member {shown(entry.name)}", where=where)
     _, _, flags, method, _, _, crc, *sizes, name_nbytes, extra_nbytes = LOCAL.unpack(
         head[: LOCAL.size]

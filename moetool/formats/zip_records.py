@@ -7,7 +7,7 @@ Source: PKWARE APPNOTE 4.3 and 4.5; the FB padding field is torch's own
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from moetool.errors import BadHeader
 
