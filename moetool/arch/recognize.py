@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moetool.arch import args as spelling
+from moetool.arch import spelling
 from moetool.arch.mixtral import MIXTRAL
 from moetool.arch.schema import Architecture, Convention, StoredTensor, expand
 from moetool.errors import BadHeader, InconsistentCheckpoint, UnknownConvention

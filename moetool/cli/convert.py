@@ -43,7 +43,11 @@ def convert(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert a checkpoint to another layout or format, streamed and bit-exact."""
+    """Convert to another layout or format, bit-exact.
+
+    The work is computed from two tables and streamed. Nothing is cast unasked; the source is not
+    touched; the output has its name only when it is complete.
+    """
     from moetool.convert.job import default_out, open_source, prepare
     from moetool.convert.targets import find_target
     from moetool.formats import open_checkpoint

@@ -25,7 +25,11 @@ def demo(
     ] = None,
     device: Annotated[str, typer.Option(help="Device of the smoke-test")] = "auto",
 ) -> None:
-    """Fetch, verify, inspect, convert and run the tiny release, printing each command."""
+    """Walk the whole way on the tiny release.
+
+    Seeds it on this machine, then fetches, verifies, inspects, converts and runs it, printing each
+    command as a user would type it.
+    """
     from moetool.release.fixture import find_fixture
     from moetool.release.torrent import seed
 

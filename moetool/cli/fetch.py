@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,80 +19,94 @@ from moetool.release.magnet import is_peer, is_tracker
 
 if TYPE_CHECKING:
     from moetool.release.fetch import FetchReport
+    from moetool.release.profile import SwarmOptions
     from moetool.release.source import Source
     from moetool.release.watch import Peer, Progress
 
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A magnet link as pasted, a .torrent file, or the name of a known release",
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="The folder to make; by default the torrent's name", show_default=False),
+]
+TrackerOption = Annotated[list[str] | None, typer.Option(help="Also ask this tracker")]
+PeerOption = Annotated[list[str] | None, typer.Option(help="Also ask this peer, as ADDRESS:PORT")]
+WebSeedsOption = Annotated[
+    bool, typer.Option("--web-seeds", help="Use the web seeds that the link names")
+]
+PortOption = Annotated[
+    int, typer.Option(min=0, max=65535, help="Accept peers on this port; 0: accept none")
+]
+MaxDownOption = Annotated[
+    float, typer.Option(min=0, help="At most this many MB per second; 0: no limit")
+]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="Seconds to wait for metadata (else 120) and for the next piece (else 600)",
+        show_default=False,
+    ),
+]
+NoDhtOption = Annotated[bool, typer.Option("--no-dht", help="Do not use the DHT")]
+ReleaseMd5Option = Annotated[
+    str | None, typer.Option(help="The digits of the post's RELEASE line", show_default=False)
+]
+
+
 def fetch(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A magnet link as pasted, a .torrent file, or the name of a known release",
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The folder to make; by default the torrent's name", show_default=False),
-    ] = None,
-    tracker: Annotated[list[str] | None, typer.Option(help="Also ask this tracker")] = None,
-    peer: Annotated[
-        list[str] | None, typer.Option(help="Also ask this peer, as ADDRESS:PORT")
-    ] = None,
-    web_seeds: Annotated[
-        bool, typer.Option("--web-seeds", help="Use the web seeds that the link names")
-    ] = False,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Accept peers here; 0: connect only ourselves")
-    ] = 0,
-    max_down: Annotated[
-        float, typer.Option(min=0, help="At most this many MB per second; 0: no limit")
-    ] = 0,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1,
-            help="Seconds to wait for metadata (else 120) and for a new piece (else 600)",
-            show_default=False,
-        ),
-    ] = None,
-    no_dht: Annotated[bool, typer.Option("--no-dht", help="Do not use the DHT")] = False,
-    release_md5: Annotated[
-        str | None, typer.Option(help="The digits of the post's RELEASE line", show_default=False)
-    ] = None,
+    source: SourceArgument,
+    out: OutOption = None,
+    tracker: TrackerOption = None,
+    peer: PeerOption = None,
+    web_seeds: WebSeedsOption = False,
+    port: PortOption = 0,
+    max_down: MaxDownOption = 0,
+    timeout: TimeoutOption = None,
+    no_dht: NoDhtOption = False,
+    release_md5: ReleaseMd5Option = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Download a release from its swarm and prove every byte of it."""
-    from dataclasses import replace
-
-    from moetool.release.fetch import fetch as run_fetch
+    from moetool.release.profile import SwarmOptions
     from moetool.release.source import resolve_source
-    from moetool.release.torrent import SwarmOptions
 
     console = Console(json, quiet)
+    found = resolve_source(source)
+    if release_md5:
+        found = replace(found, release_md5=digits(release_md5))
     options = SwarmOptions(
         peers=tuple(_peer(text) for text in peer or ()),
         trackers=tuple(_tracker(url) for url in tracker or ()),
+        web_seeds=found.magnet.web_seeds if web_seeds else (),
         port=port,
         max_down=int(max_down * 1e6),
         dht=not no_dht,
         metadata_timeout_s=timeout or 120.0,
         stall_timeout_s=timeout or 600.0,
     )
-    found = resolve_source(source)
-    if release_md5:
-        found = replace(found, release_md5=digits(release_md5))
-    if web_seeds:
-        options = replace(options, web_seeds=found.magnet.web_seeds)
     _tell_source(console, found, options.web_seeds)
+    report = _run(console, found, out, options)
+    console.result(report, lambda: _render(console, report))
+
+
+def _run(console: Console, source: Source, out: Path | None, options: SwarmOptions) -> FetchReport:
+    """Fetch with progress; an interruption tells how to go on."""
+    from moetool.release.fetch import fetch as run_fetch
+
     try:
         with _progress(console) as on_progress:
-            report = run_fetch(found, out, options, on_progress=on_progress)
+            return run_fetch(source, out, options, on_progress=on_progress)
     except Interrupted as error:
         again = f"run again to go on: moetool {shlex.join(sys.argv[1:])}"
         raise Interrupted(error.what, exit_code=error.exit_code, hint=again) from error
-    console.result(report, lambda: _render(console, report))
 
 
 def digits(md5: str) -> str:
@@ -177,8 +192,8 @@ def _render(console: Console, report: FetchReport) -> None:
         console.line(f"{verdict}  {safe(report.path)}", "green")
         came = f"{report.pieces} pieces, {report.pieces_kept} of them were here already"
         console.line(f"{came}; {size(report.payload)} came over the network")
-    for host, port in report.guilty:
-        console.line(f"bad pieces came from {safe(host)}:{port}", "yellow")
+    for host, port in report.banned:
+        console.line(f"banned after a bad piece: {safe(host)}:{port}", "yellow")
     for line in report.verification.trust:
         console.line(safe(line))
     console.hint(f"moetool inspect {shlex.quote(str(report.path))}")

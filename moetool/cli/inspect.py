@@ -25,7 +25,10 @@ def inspect(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Name a checkpoint's architecture and layout and count what it holds and needs."""
+    """Say what a checkpoint is, holds and needs.
+
+    Architecture and layout, parameters, bytes by role, KV cache and memory, from headers alone.
+    """
     from moetool.arch.summary import summarize
     from moetool.formats import open_checkpoint
 

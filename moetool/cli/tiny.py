@@ -52,7 +52,11 @@ def tiny(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a small checkpoint, random or trained, or a full-size one made of holes."""
+    """Make a checkpoint to try things on.
+
+    Small, with random or trained weights, in any layout and format; or of full size, all headers
+    real and all weights holes.
+    """
     from moetool.convert.synthetic import GEOMETRIES
 
     console = Console(json, quiet)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.cli.console import Column, Console, safe, size
-from moetool.cli.fetch import digits
+from moetool.cli.fetch import ReleaseMd5Option, digits
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.errors import FormatError, Mismatch, Refused, SystemFault
 from moetool.release.verify import Word
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 STYLES = {"MATCH": "green", "MISMATCH": "red", "UNREADABLE": "red", "NOT COVERED": "yellow"}
 WEIGHTS = {".pth", ".pt", ".safetensors", ".gguf"}
 MAX_LINES = 40
+MAX_LOCATED = 200  # a file of which so much is wrong is another file
+
+
+TorrentOption = Annotated[
+    Path | None, typer.Option(help="Check against this .torrent file", show_default=False)
+]
 
 
 def verify(
     path: PathArgument = None,
-    torrent: Annotated[
-        Path | None, typer.Option(help="Check against this .torrent file", show_default=False)
-    ] = None,
-    release_md5: Annotated[
-        str | None, typer.Option(help="The digits of the post's RELEASE line", show_default=False)
-    ] = None,
+    torrent: TorrentOption = None,
+    release_md5: ReleaseMd5Option = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -43,11 +45,8 @@ def verify(
     from moetool.release.verify import settle
 
     console = Console(json, quiet)
-    subject = find_subject(
-        resolve(path, console),
-        torrent=torrent,
-        release_md5=digits(release_md5) if release_md5 else None,
-    )
+    md5 = digits(release_md5) if release_md5 else None
+    subject = find_subject(resolve(path, console), torrent=torrent, release_md5=md5)
     catalogs, broken = _catalogs(subject)
     for line in broken:
         console.warn(safe(line))
@@ -98,9 +97,10 @@ def _damaged(report: VerifyReport, catalogs: list[Catalog], folder: Path) -> tup
     from moetool.proof.locate import locate
 
     lines = []
-    for extent in [extent for file in report.files for extent in file.damage]:
+    for number, extent in enumerate(extent for file in report.files for extent in file.damage):
         where = f"{extent.path.name} bytes {extent.offset}-{max(extent.offset, extent.end - 1)}"
-        found = [place.describe() for item in catalogs for place in locate(item, folder, extent)]
+        known = catalogs if number < MAX_LOCATED else []
+        found = [place.describe() for item in known for place in locate(item, folder, extent)]
         lines += [f"{where}: {what}" for what in found] or [where]
     return tuple(lines)
 

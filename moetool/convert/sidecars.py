@@ -13,7 +13,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from moetool import __version__
-from moetool.arch import args as spelling
+from moetool.arch import spelling
 from moetool.convert.tokenizer_json import tokenizer_config, tokenizer_json
 from moetool.formats.sentencepiece import read_vocabulary
 from moetool.tensors import DType

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moetool.arch.args import ModelArgs, to_params_json, validate
+from moetool.arch.args import ModelArgs, validate
 from moetool.arch.mixtral import MISTRAL, MIXTRAL
 from moetool.arch.recognize import Recognized
 from moetool.arch.schema import expand
+from moetool.arch.spelling import to_params_json
 from moetool.convert.execute import output_directory
 from moetool.convert.job import Source
 from moetool.formats.pth_writer import PthSink

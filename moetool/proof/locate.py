@@ -7,6 +7,7 @@ expert is hit. What lies in no tensor is named by what it is: the file's own hea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,10 @@ class Location:
         """One line: ``layers.3 expert 5 w2 rows 40-95 (layers.3.feed_forward…)``."""
         if self.tensor is None:
             return self.what
-        rows = f"row {self.start}" if self.stop - self.start == 1 else (
-            f"rows {self.start}-{self.stop - 1}"
+        rows = (
+            f"row {self.start}"
+            if self.stop - self.start == 1
+            else (f"rows {self.start}-{self.stop - 1}")
         )
         return f"{self.what} {rows}" + (f" ({self.tensor})" if self.what != self.tensor else "")
 
@@ -51,10 +54,8 @@ def locate(catalog: Catalog, directory: Path, extent: Extent) -> list[Location]:
     from moetool.arch.recognize import recognize
 
     layout: Mapping[str, StoredTensor] = {}
-    try:
+    with suppress(ArchError, FormatError):  # a damaged side file must not hide the tensor's name
         layout = recognize(catalog, directory).layout
-    except (ArchError, FormatError):
-        pass  # a damaged side file must not hide which tensor is damaged
     return locate_in(catalog, layout, extent)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moetool.arch import args as spelling
+from moetool.arch import spelling
 from moetool.arch.mixtral import MIXTRAL
 from moetool.arch.recognize import match_names, read_json, recognize
 from moetool.arch.schema import expand

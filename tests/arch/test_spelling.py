@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.arch import args as spelling
+from moetool.arch import spelling
 from moetool.errors import InconsistentCheckpoint, UnknownConvention
 
 # ml-explore/mlx-examples: llms/mixtral/params.json, the keys of the torrent's file.

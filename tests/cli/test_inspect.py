@@ -1,7 +1,6 @@
 """`moetool inspect`: right totals, every layout, bounded cost."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -27,8 +26,8 @@ def test_every_layout_is_named_and_counted(layout, moetool, tmp_path):
 def test_repeated_layers_are_collapsed_and_names_whole(moetool, tiny_release):
     """One line stands for all layers and experts."""
     shown = moetool("inspect", tiny_release, check=0).stdout
-    assert "layers.0-3.feed_forward.experts.0-7.w1.weight" in shown
-    assert "x32" in shown
+    assert "layers.0-3.feed_forward.experts.0-7.w1-3.weight" in shown
+    assert "x96" in shown
     assert "rope_theta, max_seq_len" in shown
 
 
@@ -93,11 +92,10 @@ def test_the_full_geometry_has_the_published_totals(full_geometry, moetool):
 def test_the_full_geometry_is_inspected_in_little_memory(full_geometry):
     """At most 60 MB of resident memory for 93.4 GB; the time is in benchmarks/."""
     program = (
-        "import resource, sys; from moetool.cli.app import run;"
-        "code = run(['inspect', sys.argv[1]]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "import re, sys; from moetool.cli.app import run; run(['inspect', sys.argv[1]]);"
+        "status = open('/proc/self/status').read();"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', status)[1], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program, full_geometry], capture_output=True,
                           text=True, check=True)  # fmt: skip
     assert int(done.stderr.split()[-1]) * 1024 <= 60_000_000
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0

@@ -1,0 +1,297 @@
+"""`ModelArgs` in the four spellings in which hyperparameters are published.
+
+    here / params.json   packed params.json, config.json   GGUF key-value
+    dim                  hidden_size                       llama.embedding_length
+    n_layers             num_hidden_layers                 llama.block_count
+    head_dim             head_dim                          llama.attention.key_length
+    hidden_dim           intermediate_size                 llama.feed_forward_length
+    n_heads              num_attention_heads               llama.attention.head_count
+    n_kv_heads           num_key_value_heads               llama.attention.head_count_kv
+    norm_eps             rms_norm_eps                      llama.attention.layer_norm_rms_epsilon
+    vocab_size           vocab_size                        llama.vocab_size
+    n_experts            num_local_experts                 llama.expert_count
+    n_experts_per_tok    num_experts_per_tok               llama.expert_used_count
+    rope_theta           rope_theta                        llama.rope.freq_base
+    max_seq_len          max_position_embeddings           llama.context_length
+
+The torrent's params.json says nothing of rope_theta and context: what is supplied by rule is named
+in ``assumed``, so that a report can tell read from assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moetool.arch.args import ModelArgs, validate
+from moetool.errors import InconsistentCheckpoint, UnknownConvention
+
+# mistralai/mistral-inference @b818190: theta is 1e6 where params.json has none, and 1e4 where a
+# sliding window is given (Mistral-7B-v0.1). Later code dropped the second half, wrongly.
+THETA, THETA_SLIDING = 1e6, 1e4
+# Posts and documentation: 32k for 8x7B, 64k for 8x22B (the only one with dim 6144).
+CONTEXT, CONTEXT_8X22B = 32768, 65536
+
+
+class _Fields:
+    """Typed access to a JSON object or GGUF metadata; every complaint names the field."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.data, self.where = data, where
+        self.assumed: list[str] = []
+
+    def integer(self, key: str) -> int:
+        value = self.data.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._wrong(key, "an integer")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.data.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._wrong(key, "a number")
+        return float(value)
+
+    def optional(self, key: str) -> bool:
+        return self.data.get(key) is not None
+
+    def integer_or(self, key: str, field: str, fallback: int) -> int:
+        if self.optional(key):
+            return self.integer(key)
+        self.assumed.append(field)
+        return fallback
+
+    def number_or(self, key: str, field: str, fallback: float) -> float:
+        if self.optional(key):
+            return self.number(key)
+        self.assumed.append(field)
+        return fallback
+
+    def _wrong(self, key: str, expected: str) -> InconsistentCheckpoint:
+        found = repr(self.data[key])[:80] if key in self.data else "nothing"
+        return InconsistentCheckpoint(f"{key}: expected {expected}, got {found}", where=self.where)
+
+
+def from_params_json(data: Mapping[str, Any]) -> ModelArgs:
+    """Read params.json: the raw spelling, or the packed upload's with Hugging Face names.
+
+    Raises:
+        InconsistentCheckpoint: a field is missing, of a wrong type or out of range.
+        UnknownConvention: the fields belong to another family (shared experts, MLA, ...).
+    """
+    if "hidden_size" in data:
+        return from_config_json(data, where="params.json")
+    fields = _Fields(data, "params.json")
+    moe = data.get("moe")
+    if not isinstance(moe, Mapping):
+        raise UnknownConvention(
+            "no `moe` field: a dense model, which is not supported yet", where="params.json"
+        )
+    strange = sorted(set(moe) - {"num_experts", "num_experts_per_tok"})
+    if strange:
+        raise UnknownConvention(
+            f"moe.{strange[0]}: a mixture of another kind than Mixtral's", where="params.json"
+        )
+    routing = _Fields(moe, "params.json: moe")
+    sliding = _sliding_window(fields)
+    dim = fields.integer("dim")
+    return validate(
+        ModelArgs(
+            dim=dim,
+            n_layers=fields.integer("n_layers"),
+            head_dim=fields.integer("head_dim"),
+            hidden_dim=fields.integer("hidden_dim"),
+            n_heads=fields.integer("n_heads"),
+            n_kv_heads=fields.integer("n_kv_heads"),
+            norm_eps=fields.number("norm_eps"),
+            vocab_size=fields.integer("vocab_size"),
+            n_experts=routing.integer("num_experts"),
+            n_experts_per_tok=routing.integer("num_experts_per_tok"),
+            rope_theta=fields.number_or(
+                "rope_theta", "rope_theta", THETA if sliding is None else THETA_SLIDING
+            ),
+            max_seq_len=fields.integer_or("max_seq_len", "max_seq_len", _context(dim)),
+            sliding_window=sliding,
+            assumed=tuple(fields.assumed),
+        )
+    )
+
+
+def from_config_json(data: Mapping[str, Any], where: str = "config.json") -> ModelArgs:
+    """Read transformers' config.json; rope_theta at the top (v4) or in rope_parameters (v5).
+
+    Raises:
+        InconsistentCheckpoint: a field is missing, of a wrong type or out of range.
+        UnknownConvention: the model type is not Mixtral's, whatever its tensors are called.
+    """
+    model_type = data.get("model_type", "mixtral")
+    if model_type != "mixtral":
+        raise UnknownConvention(
+            f"model_type {str(model_type)[:40]!r} is not Mixtral; other families route, normalise "
+            "or scale differently under the same tensor names",
+            where=where,
+        )
+    rope = data.get("rope_parameters")
+    fields = _Fields({**data, **(rope if isinstance(rope, Mapping) else {})}, where)
+    n_heads, dim = fields.integer("num_attention_heads"), fields.integer("hidden_size")
+    sliding = _sliding_window(fields)
+    return validate(
+        ModelArgs(
+            dim=dim,
+            n_layers=fields.integer("num_hidden_layers"),
+            head_dim=fields.integer_or("head_dim", "head_dim", dim // max(n_heads, 1)),
+            hidden_dim=fields.integer("intermediate_size"),
+            n_heads=n_heads,
+            n_kv_heads=fields.integer("num_key_value_heads"),
+            norm_eps=fields.number("rms_norm_eps"),
+            vocab_size=fields.integer("vocab_size"),
+            n_experts=fields.integer("num_local_experts"),
+            n_experts_per_tok=fields.integer("num_experts_per_tok"),
+            rope_theta=fields.number_or(
+                "rope_theta", "rope_theta", THETA if sliding is None else THETA_SLIDING
+            ),
+            max_seq_len=fields.integer_or("max_position_embeddings", "max_seq_len", _context(dim)),
+            sliding_window=sliding,
+            assumed=tuple(fields.assumed),
+        )
+    )
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> ModelArgs:
+    """Read GGUF key-values of the llama architecture.
+
+    llama.cpp fills a missing rope.freq_base with 10000 and talks nonsense; here it is refused.
+
+    Raises:
+        InconsistentCheckpoint: a key is missing, of a wrong type or out of range.
+        UnknownConvention: another architecture, or a dense model.
+    """
+    arch = metadata.get("general.architecture")
+    if arch != "llama" or not metadata.get("llama.expert_count"):
+        kind = "without experts " if arch == "llama" else ""
+        raise UnknownConvention(f"GGUF architecture {str(arch)[:40]!r} {kind}is not Mixtral's")
+    fields = _Fields({key.removeprefix("llama."): metadata[key] for key in metadata}, "GGUF")
+    n_heads, dim = fields.integer("attention.head_count"), fields.integer("embedding_length")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    n_tokens = len(tokens) if isinstance(tokens, list) else 0
+    return validate(
+        ModelArgs(
+            dim=dim,
+            n_layers=fields.integer("block_count"),
+            head_dim=fields.integer_or("attention.key_length", "head_dim", dim // max(n_heads, 1)),
+            hidden_dim=fields.integer("feed_forward_length"),
+            n_heads=n_heads,
+            n_kv_heads=fields.integer("attention.head_count_kv"),
+            norm_eps=_short_decimal(fields.number("attention.layer_norm_rms_epsilon")),
+            vocab_size=fields.integer_or("vocab_size", "vocab_size", n_tokens),
+            n_experts=fields.integer("expert_count"),
+            n_experts_per_tok=fields.integer("expert_used_count"),
+            rope_theta=fields.number("rope.freq_base"),
+            max_seq_len=fields.integer("context_length"),
+            assumed=tuple(fields.assumed),
+        )
+    )
+
+
+def to_params_json(args: ModelArgs) -> dict[str, Any]:
+    """Spell as the torrent does; what it leaves to a rule is written only if it differs."""
+    data: dict[str, Any] = {
+        key: getattr(args, key)
+        for key in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads",
+                    "norm_eps", "vocab_size")
+    }  # fmt: skip
+    if args.sliding_window is not None:
+        data["sliding_window"] = args.sliding_window
+    if args.rope_theta != (THETA if args.sliding_window is None else THETA_SLIDING):
+        data["rope_theta"] = args.rope_theta
+    data["moe"] = {"num_experts_per_tok": args.n_experts_per_tok, "num_experts": args.n_experts}
+    return data
+
+
+def to_config_json(args: ModelArgs, dtype: str) -> dict[str, Any]:
+    """Spell as transformers does, every field explicit.
+
+    Class defaults differ between versions (4.36: sliding_window 4096, max_position_embeddings
+    131072), and 4.x reads rope_theta at the top only, which 5.x accepts too.
+    """
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_size": args.dim,
+        "intermediate_size": args.hidden_dim,
+        "num_hidden_layers": args.n_layers,
+        "num_attention_heads": args.n_heads,
+        "num_key_value_heads": args.n_kv_heads,
+        "head_dim": args.head_dim,
+        "num_local_experts": args.n_experts,
+        "num_experts_per_tok": args.n_experts_per_tok,
+        "vocab_size": args.vocab_size,
+        "max_position_embeddings": args.max_seq_len,
+        "rope_theta": args.rope_theta,
+        "sliding_window": args.sliding_window,
+        "rms_norm_eps": args.norm_eps,
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "router_jitter_noise": 0.0,
+        "router_aux_loss_coef": 0.02,
+        "output_router_logits": False,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": dtype,
+    }
+
+
+def to_packed_params_json(args: ModelArgs) -> dict[str, Any]:
+    """Spell as the hub's packed upload does: params.json with Hugging Face names."""
+    return {
+        "hidden_size": args.dim,
+        "num_hidden_layers": args.n_layers,
+        "head_dim": args.head_dim,
+        "intermediate_size": args.hidden_dim,
+        "num_attention_heads": args.n_heads,
+        "num_key_value_heads": args.n_kv_heads,
+        "rms_norm_eps": args.norm_eps,
+        "vocab_size": args.vocab_size,
+        "num_local_experts": args.n_experts,
+        "num_experts_per_tok": args.n_experts_per_tok,
+        "rope_theta": args.rope_theta,
+        "max_position_embeddings": args.max_seq_len,
+    }
+
+
+def to_gguf(args: ModelArgs) -> dict[str, tuple[str, object]]:
+    """Spell as llama.cpp does, each value with its GGUF type; all keys its loader trusts."""
+    return {
+        "llama.context_length": ("u32", args.max_seq_len),
+        "llama.embedding_length": ("u32", args.dim),
+        "llama.block_count": ("u32", args.n_layers),
+        "llama.feed_forward_length": ("u32", args.hidden_dim),
+        "llama.attention.head_count": ("u32", args.n_heads),
+        "llama.attention.head_count_kv": ("u32", args.n_kv_heads),
+        "llama.attention.layer_norm_rms_epsilon": ("f32", args.norm_eps),
+        "llama.attention.key_length": ("u32", args.head_dim),
+        "llama.attention.value_length": ("u32", args.head_dim),
+        "llama.expert_count": ("u32", args.n_experts),
+        "llama.expert_used_count": ("u32", args.n_experts_per_tok),
+        "llama.rope.freq_base": ("f32", args.rope_theta),
+        "llama.rope.dimension_count": ("u32", args.head_dim),
+        "llama.vocab_size": ("u32", args.vocab_size),
+    }
+
+
+def _sliding_window(fields: _Fields) -> int | None:
+    return fields.integer("sliding_window") if fields.optional("sliding_window") else None
+
+
+def _context(dim: int) -> int:
+    return CONTEXT_8X22B if dim == 6144 else CONTEXT  # noqa: PLR2004  # 8x22B's dim, see above
+
+
+def _short_decimal(value: float) -> float:
+    """Undo the widening of an f32: 9.999999747378752e-06 was published as 1e-05."""
+    return float(f"{value:.7g}")

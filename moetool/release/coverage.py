@@ -1,0 +1,88 @@
+"""Which bytes of a file are settled, and as what: arithmetic on byte ranges.
+
+A digest that does not match says that at least one byte of its range is wrong; one that matches
+says that every byte of its range is right. So the wrong bytes lie in what some failing range holds
+and no passing one does: a piece, a storage of the zip and the whole file narrow each other down.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Range = tuple[int, int]  # start, stop
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The bytes of a file by what was found of them; together the size of the file."""
+
+    match: int = 0
+    mismatch: int = 0
+    unreadable: int = 0
+    not_covered: int = 0
+
+
+def union(ranges: Iterable[Range]) -> list[Range]:
+    """Merge ranges into disjoint ones, in order."""
+    merged: list[Range] = []
+    for start, stop in sorted(ranges):
+        if start >= stop:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """What of ``ranges`` lies in no hole."""
+    left: list[Range] = []
+    cuts = union(holes)
+    at = 0
+    for low, high in union(ranges):
+        start = low
+        while at < len(cuts) and cuts[at][1] <= start:
+            at += 1
+        step = at
+        while step < len(cuts) and cuts[step][0] < high:
+            left.append((start, cuts[step][0]))
+            start = cuts[step][1]
+            step += 1
+        left.append((start, high))
+    return [(start, stop) for start, stop in left if start < stop]
+
+
+def length(ranges: Iterable[Range]) -> int:
+    """The number of bytes in disjoint ranges."""
+    return sum(stop - start for start, stop in ranges)
+
+
+def suspects(failing: Sequence[Range], passing: Sequence[Range]) -> list[Range]:
+    """Where the wrong bytes of a file lie.
+
+    Each failing range holds one. The narrow ones are looked at first, and a wide one that holds a
+    suspect already is explained by it. Where passing ranges cover a failing one whole, two
+    references contradict each other, and all of it stays under suspicion.
+    """
+    good = union(passing)
+    narrowed: list[Range] = []
+    for low, high in sorted(failing, key=lambda bad: bad[1] - bad[0]):
+        behind = bisect_left(narrowed, (low, low))
+        if behind < len(narrowed) and narrowed[behind][1] <= high:
+            continue
+        for part in subtract([(low, high)], good) or [(low, high)]:
+            insort(narrowed, part)
+    return union(narrowed)
+
+
+def tally(
+    nbytes: int, *, bad: Sequence[Range], unread: Sequence[Range], good: Sequence[Range]
+) -> Tally:
+    """Count the bytes of a file: what is wrong, what could not be read, what is right."""
+    wrong = length(union(bad))
+    unreadable = length(subtract(unread, [*bad, *good]))
+    right = length(subtract(good, bad))
+    return Tally(right, wrong, unreadable, max(0, nbytes - wrong - unreadable - right))

@@ -1,0 +1,315 @@
+"""From a source to a folder whose every byte was hashed: the order of the steps, and what stays.
+
+metadata   nothing on disk; the file list is judged
+lock       OUT.partial/ beside OUT, held by flock
+look       what an earlier run left is hashed; only what matches is kept
+download   the rest
+settle     one pass over everything with every claim; bad pieces are fetched again
+rename     OUT.partial/ becomes OUT, once: the existence of OUT is the sign of "complete"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from moetool.errors import DigestMismatch, Interrupted, OutputExists
+from moetool.release.alerts import bytes_free, bytes_missing, no_room
+from moetool.release.magnet import Repairs, format_magnet
+from moetool.release.metainfo import OUR_FOLDER, Metainfo, read_info
+from moetool.release.profile import SwarmOptions
+from moetool.release.provenance import (
+    Origin,
+    locked,
+    read_origin,
+    read_recorded_torrent,
+    record_digests,
+    remember_last,
+    sync_folder,
+    write_origin,
+)
+from moetool.release.references import references, trust_lines
+from moetool.release.resume import held_pieces, prepare
+from moetool.release.source import Source, judge_metadata, public_peers
+from moetool.release.torrent import Swarm
+from moetool.release.verify import VerifyReport, settle
+from moetool.release.watch import Peer, Progress
+
+ROUNDS = 3  # a piece that three downloads did not mend will not be mended by a fourth
+ROOM = 1.02  # folders, records and what others write meanwhile
+"""Free space that must be there for each byte still to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReport:
+    """The outcome of a fetch; ``payload`` counts the bytes that came over the network."""
+
+    schema: ClassVar[str] = "moetool.fetch"
+    version: ClassVar[int] = 1
+
+    path: Path
+    name: str
+    info_hashes: tuple[str, ...]
+    magnet: str
+    repairs: Repairs
+    pieces: int
+    pieces_kept: int
+    payload: int
+    banned: tuple[Peer, ...]
+    already_complete: bool
+    verification: VerifyReport
+
+    @property
+    def ok(self) -> bool:
+        """True when every byte is as promised."""
+        return self.verification.ok
+
+
+def fetch(
+    source: Source,
+    out: Path | None = None,
+    options: SwarmOptions | None = None,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> FetchReport:
+    """Fetch a release into ``out``, by default a folder of the torrent's name.
+
+    Raises:
+        HostileTorrent: refused before any file exists.
+        OutputExists, LockHeld: something is in the way.
+        NoRoomOnDisk, SystemFault: the machine said no.
+        MetadataTimeout, Stalled: the swarm does not give it.
+        DigestMismatch: the bytes are those of the torrent and not those of another reference.
+        Interrupted: with what is here kept for the next run.
+    """
+    options = options or SwarmOptions()
+    peers = dict.fromkeys(options.peers + public_peers(source.magnet))
+    trackers = dict.fromkeys(source.magnet.trackers + options.trackers)
+    options = replace(options, peers=tuple(peers), trackers=tuple(trackers))
+    try:
+        return _fetch(source, out, options, on_progress)
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted; what is here is kept", hint=_AGAIN) from error
+    except Interrupted as error:
+        raise Interrupted(error.what, exit_code=error.exit_code, hint=_AGAIN) from error
+
+
+_AGAIN = "run the same command again to go on"
+
+
+def _fetch(
+    source: Source,
+    out: Path | None,
+    options: SwarmOptions,
+    on_progress: Callable[[Progress], None],
+) -> FetchReport:
+    source = _with_known_metadata(source, out)
+    with Swarm(options) as swarm:
+        if source.meta is None:
+            info = swarm.metadata(source.magnet, on_progress)
+            source = judge_metadata(source, read_info(info))
+        assert source.meta is not None  # judged just now, or before
+        where = (out or Path(source.meta.name)).absolute()
+        return _Job(source, source.meta, where, on_progress).run(swarm)
+
+
+@dataclass(slots=True)
+class _Job:
+    """One fetch whose metadata is known and judged."""
+
+    source: Source
+    meta: Metainfo
+    out: Path
+    on_progress: Callable[[Progress], None]
+    payload: int = 0
+    banned: tuple[Peer, ...] = ()
+
+    @property
+    def partial(self) -> Path:
+        return self.out.with_name(self.out.name + ".partial")
+
+    def run(self, swarm: Swarm) -> FetchReport:
+        self._refuse_foreign()
+        with locked(self.partial):
+            self._refuse_foreign()
+            if self.out.exists():
+                report = self._settle(self.out)
+                if not self._is_mendable(report):
+                    self._drop_empty_partial()
+                    return self._finish(_checked(report), kept=self._n_pieces(), already=True)
+            write_origin(self.partial, self.meta, self._origin(fetched_at=None))
+            self._take_back()
+            have = prepare(self.meta, self.partial, self.on_progress)
+            report = self._complete(swarm, have)
+            write_origin(self.partial, self.meta, self._origin(fetched_at=_now()))
+            record_digests(self.partial, report)
+            self._publish()
+            return self._finish(_moved(report, self.partial, self.out), kept=sum(have))
+
+    def _refuse_foreign(self) -> None:
+        """Only a folder that a fetch of the same torrent made may be touched."""
+        for folder in (self.out, self.partial):
+            if not folder.exists():
+                continue
+            origin = read_origin(folder) if folder.is_dir() else None
+            fresh = folder == self.partial and folder.is_dir() and _holds_only_ours(folder)
+            if not fresh and (origin is None or origin.info_hashes != self.meta.hashes):
+                of = f" (it is {origin.name!a})" if origin else ""
+                raise OutputExists(
+                    f"exists and is not from this torrent{of}",
+                    where=str(folder),
+                    hint="give another --out, or move it away",
+                )
+
+    def _complete(self, swarm: Swarm, have: list[bool]) -> VerifyReport:
+        for _ in range(ROUNDS):
+            if not have or not all(have):
+                self._preflight()
+                outcome = swarm.download(self.meta, self.partial, have, self.on_progress)
+                self.payload += outcome.payload
+                self.banned += outcome.banned
+            report = self._settle(self.partial)
+            if not self._is_mendable(report):
+                break
+            have = held_pieces(self.meta, self.partial, self.on_progress)
+        return _checked(report)
+
+    def _is_mendable(self, report: VerifyReport) -> bool:
+        """Whether fetching again can help: it cannot where the torrent itself is kept to."""
+        names = {self.meta.reference, f"{self.meta.reference} v2", "size"}
+        return any(item.reference.partition("#")[0] in names for item in report.unsettled)
+
+    def _preflight(self) -> None:
+        if bytes_free(self.partial) < bytes_missing(self.partial, self.meta) * ROOM:
+            raise no_room(self.partial, self.meta, where=str(self.partial))
+
+    def _settle(self, folder: Path) -> VerifyReport:
+        claims = references(
+            folder, self.meta, release=self.source.release, release_md5=self.source.release_md5
+        )
+        report = settle(
+            claims,
+            dict(self.meta.file_sizes(folder)),
+            on_progress=lambda done, total: self.on_progress(Progress("verify", done, total)),
+        )
+        trust = trust_lines(report, self.meta, self.source.release)
+        return replace(report, trust=trust)
+
+    def _take_back(self) -> None:
+        """Undo the publication of a folder that has bad bytes, so that they can be replaced.
+
+        The files move one by one: the lock, which is held, stays where it is.
+        """
+        if not self.out.exists():
+            return
+        for path in self.out.iterdir():
+            if path.name != OUR_FOLDER:
+                path.rename(self.partial / path.name)
+        _remove_ours(self.out)
+        sync_folder(self.out.parent)
+
+    def _drop_empty_partial(self) -> None:
+        """Remove the folder that was only made to hold the lock."""
+        if _holds_only_ours(self.partial):
+            _remove_ours(self.partial)
+
+    def _publish(self) -> None:
+        for path in self.meta.file_sizes(self.partial):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(self.partial)
+        self.partial.rename(self.out)
+        sync_folder(self.out.parent)
+        (self.out / OUR_FOLDER / "lock").unlink()
+
+    def _finish(self, report: VerifyReport, *, kept: int, already: bool = False) -> FetchReport:
+        remember_last(self.out)
+        return FetchReport(
+            path=self.out,
+            name=self.meta.name,
+            info_hashes=self.meta.hashes,
+            magnet=format_magnet(self.source.magnet),
+            repairs=self.source.repairs,
+            pieces=self._n_pieces(),
+            pieces_kept=kept,
+            payload=self.payload,
+            banned=tuple(dict.fromkeys(self.banned)),
+            already_complete=already,
+            verification=report,
+        )
+
+    def _n_pieces(self) -> int:
+        total = self.meta.files[-1].offset + self.meta.files[-1].nbytes
+        return -(-total // self.meta.piece_length)
+
+    def _origin(self, fetched_at: str | None) -> Origin:
+        return Origin(
+            name=self.meta.name,
+            info_hashes=self.meta.hashes,
+            magnet=format_magnet(self.source.magnet),
+            release_md5=self.source.release_md5,
+            fetched_at=fetched_at,
+        )
+
+
+def _with_known_metadata(source: Source, out: Path | None) -> Source:
+    """Take the metadata from an earlier run of the same fetch: then no peer need have it."""
+    if source.meta is not None:
+        return source
+    wanted = {source.magnet.info_hash, source.magnet.info_hash_v2} - {None}
+    folders = [out, out.with_name(out.name + ".partial")] if out else Path().glob("*")
+    for folder in folders:
+        origin = read_origin(folder) if folder.is_dir() else None
+        if origin and wanted & set(origin.info_hashes):
+            meta = read_recorded_torrent(folder)
+            if meta and wanted <= set(meta.hashes):
+                return judge_metadata(source, meta)
+    return source
+
+
+def _checked(report: VerifyReport) -> VerifyReport:
+    """The report, if nothing in it is wrong.
+
+    Raises:
+        DigestMismatch: something is; the files stay where they are.
+    """
+    if report.ok:
+        return report
+    folder = report.files[0].path.parent
+    wrong = (
+        f"{item.reference}: {item.algorithm} is {item.found}, expected {item.expected}"
+        for item in report.unsettled
+    )
+    raise DigestMismatch(
+        "the bytes are not what every reference promises",
+        where=str(folder),
+        hint=f"moetool verify {folder}",
+        findings=tuple(wrong),
+    )
+
+
+def _remove_ours(folder: Path) -> None:
+    """Remove a folder that holds nothing but our records; another process may be quicker."""
+    with contextlib.suppress(OSError):
+        for path in (folder / OUR_FOLDER).iterdir():
+            path.unlink()
+        (folder / OUR_FOLDER).rmdir()
+        folder.rmdir()
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    return all(path.name == OUR_FOLDER for path in folder.iterdir())
+
+
+def _moved(report: VerifyReport, old: Path, new: Path) -> VerifyReport:
+    files = tuple(replace(file, path=new / file.path.relative_to(old)) for file in report.files)
+    return replace(report, files=files)
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

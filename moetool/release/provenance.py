@@ -1,0 +1,178 @@
+"""What a fetch leaves behind: where the bytes came from, and which release was fetched last.
+
+DIR/.moetool/release.torrent   the info dict as the swarm gave it
+DIR/.moetool/release.json      name, info-hash, magnet, digest of the post, when
+DIR/.moetool/digests.json      SHA-256 and XXH3 of each file, as of the last verification
+DIR/.moetool/lock              held while a fetch works on the folder
+$MOETOOL_HOME/last.json        else $XDG_STATE_HOME/moetool, else ~/.local/state/moetool
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moetool.errors import LockHeld, SystemFault
+from moetool.release.metainfo import OUR_FOLDER, Metainfo, read_torrent
+
+if TYPE_CHECKING:
+    from moetool.release.verify import VerifyReport
+
+MAX_RECORD_NBYTES = 1 << 20
+MAX_TORRENT_NBYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a fetched folder came from; ``fetched_at`` is UTC in ISO 8601."""
+
+    name: str
+    info_hashes: tuple[str, ...]
+    magnet: str
+    release_md5: str | None = None
+    fetched_at: str | None = None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is not there; it ends with the process.
+
+    Raises:
+        LockHeld: another process holds it.
+    """
+    path = folder / OUR_FOLDER / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read(32).strip() or "unknown"
+            raise LockHeld(
+                f"another fetch works on it (process {owner})",
+                where=str(folder),
+                hint="wait for it, or give another --out",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def write_origin(folder: Path, meta: Metainfo, origin: Origin) -> None:
+    """Record where the files of ``folder`` come from."""
+    write_durably(folder / OUR_FOLDER / "release.torrent", meta.to_torrent())
+    write_durably(folder / OUR_FOLDER / "release.json", _json(asdict(origin)))
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Where a folder came from; None if no fetch of ours made it."""
+    table = _read_json(folder / OUR_FOLDER / "release.json")
+    try:
+        hashes = tuple(str(text) for text in table["info_hashes"])
+        return Origin(**{**table, "info_hashes": hashes})
+    except (KeyError, TypeError):
+        return None
+
+
+def read_recorded_torrent(folder: Path) -> Metainfo | None:
+    """The torrent that a fetch recorded in a folder; None if there is none.
+
+    Raises:
+        HostileTorrent: somebody changed it into one that is refused.
+    """
+    path = folder / OUR_FOLDER / "release.torrent"
+    if not path.is_file() or path.stat().st_size > MAX_TORRENT_NBYTES:
+        return None
+    return read_torrent(path.read_bytes())
+
+
+def record_digests(folder: Path, report: VerifyReport) -> bool:
+    """Keep the digests of a verification in a folder that a fetch of ours made.
+
+    False where the folder cannot be written; that is no reason for a verification to fail.
+    """
+    files = {
+        file.path.relative_to(folder).as_posix(): {
+            "nbytes": file.nbytes,
+            "word": file.word.value,
+            **{digest.algorithm: digest.hex for digest in file.digests},
+        }
+        for file in report.files
+        if file.path.is_relative_to(folder)
+    }
+    try:
+        write_durably(folder / OUR_FOLDER / "digests.json", _json({"files": files}))
+    except OSError:
+        return False
+    return True
+
+
+def remember_last(folder: Path) -> None:
+    """Note the release fetched last, for commands whose PATH is left out."""
+    home = _state_folder()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        write_durably(home / "last.json", _json({"path": str(folder.absolute())}))
+    except OSError as error:
+        raise SystemFault(
+            f"cannot note the release fetched last: {error.strerror}",
+            where=str(home),
+            hint="set MOETOOL_HOME to a folder that can be written",
+        ) from error
+
+
+def last_fetched() -> Path | None:
+    """The folder of the release fetched last, if it is known and still there."""
+    path = _read_json(_state_folder() / "last.json").get("path")
+    return Path(path) if isinstance(path, str) and Path(path).is_dir() else None
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file so that after a power cut either the old or the new one is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _state_folder() -> Path:
+    own = os.environ.get("MOETOOL_HOME")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "moetool"
+
+
+def _json(table: dict[str, Any]) -> bytes:
+    return (json.dumps(table, indent=2) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object of ours; empty when it is not there or is not one."""
+    try:
+        if path.stat().st_size > MAX_RECORD_NBYTES:
+            return {}
+        table = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}

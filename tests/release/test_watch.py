@@ -1,0 +1,83 @@
+"""The watchdog's decisions, on a clock of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from moetool.release.watch import Decision, Sample, Watchdog, why_nothing_comes
+
+GOOD, EVIL = ("10.0.0.1", 1), ("10.0.0.2", 2)
+
+
+@pytest.fixture
+def dog():
+    return Watchdog(stall_timeout_s=100, rejoin_after_s=30)
+
+
+def test_while_bytes_come_all_is_well(dog):
+    for second in range(0, 300, 10):
+        sample = Sample(now_s=second, done=second, payload=second)
+        assert dog.judge(sample) is Decision.GO_ON
+
+
+def test_silence_without_bans_is_borne_until_the_stall_timeout(dog):
+    assert dog.judge(Sample(now_s=0, done=5, payload=5)) is Decision.GO_ON
+    assert dog.judge(Sample(now_s=99, done=5, payload=5)) is Decision.GO_ON
+    assert dog.judge(Sample(now_s=100, done=5, payload=5)) is Decision.GIVE_UP
+
+
+def test_bytes_that_never_make_a_piece_are_a_stall_too(dog):
+    decisions = [dog.judge(Sample(now_s=s, done=0, payload=s)) for s in range(0, 101, 10)]
+    assert decisions[-1] is Decision.GIVE_UP
+
+
+def test_a_good_seeder_that_was_banned_is_found_innocent(dog):
+    """The bug of libtorrent 2.1.1: both peers of a bad piece are banned, and nothing comes."""
+    dog.judge(Sample(now_s=0, done=5, payload=5))
+    dog.ban(GOOD)
+    dog.ban(EVIL)
+    assert dog.judge(Sample(now_s=29, done=5, payload=5)) is Decision.GO_ON
+    assert dog.judge(Sample(now_s=30, done=5, payload=5)) is Decision.QUESTION
+    assert dog.next_suspect(30) == GOOD
+    assert dog.judge(Sample(now_s=31, done=6, payload=1)) is Decision.GO_ON
+    assert dog.judge(Sample(now_s=61, done=9, payload=9)) is Decision.GO_ON
+    # It is good, but slow or gone: the other one gets its turn, and is found guilty.
+    assert dog.judge(Sample(now_s=91, done=9, payload=9)) is Decision.QUESTION
+    assert dog.next_suspect(91) == EVIL
+    dog.hash_failed()
+    assert dog.judge(Sample(now_s=92, done=9, payload=1)) is Decision.REJOIN
+    dog.rejoined(92)
+    assert dog.guilty == {EVIL}
+    assert dog.judge(Sample(now_s=93, done=10, payload=2)) is Decision.GO_ON
+
+
+def test_a_bad_piece_of_a_crowd_makes_nobody_guilty(dog):
+    dog.hash_failed()
+    dog.ban(GOOD)
+    assert dog.guilty == set()
+    assert dog.suspects == [GOOD]
+
+
+def test_who_was_found_guilty_is_not_questioned_again(dog):
+    dog.ban(EVIL)
+    dog.judge(Sample(now_s=0))
+    dog.next_suspect(0)
+    dog.ban(EVIL)
+    dog.rejoined(1)
+    dog.ban(EVIL)
+    assert dog.suspects == []
+    assert dog.guilty == {EVIL}
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        (Sample(0, trackers=2, dht_nodes=0), "0 peers, 0 of 2 trackers answered, 0 DHT nodes"),
+        (Sample(0), "0 peers, no trackers, DHT is off"),
+        (Sample(0, peers=3, availability=0.97), "together they hold 97% of one copy"),
+        (Sample(0, peers=3, seeds=1, availability=0.5), "3 peers, 1 of them seeds"),
+        (Sample(0, banned=2), "2 peers sent bad pieces and are banned"),
+    ],
+)
+def test_the_reason_is_told_in_words(sample, words):
+    assert words in why_nothing_comes(sample)
