@@ -8,6 +8,7 @@ writes on disk.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -111,6 +112,14 @@ class Catalog:
     def nbytes(self) -> int:
         """The bytes of all tensors together."""
         return sum(info.nbytes for info in self.tensors.values())
+
+
+def main_dtype(tensors: Iterable[TensorInfo]) -> DType:
+    """The type in which most bytes are stored."""
+    nbytes: Counter[DType] = Counter()
+    for info in tensors:
+        nbytes[info.dtype] += info.nbytes
+    return nbytes.most_common(1)[0][0]
 
 
 class Checkpoint(Protocol):

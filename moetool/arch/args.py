@@ -109,6 +109,8 @@ def validate(args: ModelArgs) -> ModelArgs:
             findings.append(
                 f"n_experts_per_tok {args.n_experts_per_tok} exceeds n_experts {args.n_experts}"
             )
+    if args.sliding_window is not None and not 1 <= args.sliding_window <= LARGEST:
+        findings.append(f"sliding_window is {args.sliding_window}, expected 1 to {LARGEST}")
     if not 0 < args.norm_eps < 1:
         findings.append(f"norm_eps is {args.norm_eps}, expected a small positive number")
     if not 1 < args.rope_theta < math.inf:

@@ -77,12 +77,14 @@ def run(argv: list[str]) -> int:
     except MoetoolError as error:
         return _report(console, error)
     except KeyboardInterrupt:
-        return _report(console, Interrupted("interrupted"))
+        return _report(console, _interrupted())
     except OSError as error:
         return _report(console, _system_fault(error))
     except Exception as error:  # noqa: BLE001  # the one place where a bug of ours becomes words
         hint = "please report it; MOETOOL_DEBUG=1 shows the traceback"
         return _report(console, MoetoolError(f"internal error: {error!r}", hint=hint))
+    if code == Interrupted.exit_code:  # typer turns Ctrl-C into an exit without a word
+        return _report(console, _interrupted())
     if code == USAGE and console.json:
         console.error(UsageFault("the command line is wrong, see stderr"))
     return code
@@ -94,6 +96,10 @@ def _invoke(argv: list[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted", hint="run the same command again")
 
 
 def _report(console: Console, error: MoetoolError) -> int:

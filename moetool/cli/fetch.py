@@ -19,9 +19,9 @@ from moetool.release.magnet import is_peer, is_tracker
 
 if TYPE_CHECKING:
     from moetool.release.fetch import FetchReport
-    from moetool.release.profile import SwarmOptions
     from moetool.release.source import Source
-    from moetool.release.watch import Peer, Progress
+    from moetool.release.torrent.profile import SwarmOptions
+    from moetool.release.torrent.watch import Peer, Progress
 
 
 SourceArgument = Annotated[
@@ -75,8 +75,8 @@ def fetch(
     quiet: QuietOption = False,
 ) -> None:
     """Download a release from its swarm and prove every byte of it."""
-    from moetool.release.profile import SwarmOptions
     from moetool.release.source import resolve_source
+    from moetool.release.torrent.profile import SwarmOptions
 
     console = Console(json, quiet)
     found = resolve_source(source)

@@ -49,15 +49,15 @@ def smoke_test(
     """
     # Before torch is loaded: threads that spin while they wait make a busy machine 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from moetool.model.generate import Sampling
-
-    console, sampling = Console(json=json, quiet=quiet), Sampling(temperature, seed=seed)
+    console = Console(json=json, quiet=quiet)
     where = resolve(path, console)
     with _open(where, device, dtype) as test:
+        from moetool.model.generate import Sampling
+
         test.prompt(prompt)  # one that cannot be read is refused before minutes of checks
         _look(console, test)
         if max_tokens:
-            _print_text(console, test, prompt, max_tokens, sampling)
+            _print_text(console, test, prompt, max_tokens, Sampling(temperature, seed=seed))
         report = test.report(where)
     console.result(report, lambda: _print_figures(console, report))
     if not report.ok:
@@ -66,14 +66,17 @@ def smoke_test(
 
 @contextmanager
 def _open(where: Path, device: str, dtype: str) -> Iterator[SmokeTest]:
+    """Open and recognise first: what is malformed is refused before torch is loaded."""
     from moetool.arch.recognize import recognize
     from moetool.formats import open_checkpoint
-    from moetool.model.device import pick_device
-    from moetool.model.smoke import SmokeTest
 
-    kept_or_cast, on = _torch_dtype(dtype), pick_device(device)
     with open_checkpoint(where) as checkpoint:
         recognized = recognize(checkpoint.catalog, checkpoint.directory)
+
+        from moetool.model.device import pick_device
+        from moetool.model.smoke import SmokeTest
+
+        on, kept_or_cast = pick_device(device), _torch_dtype(dtype)
         yield SmokeTest(checkpoint, recognized, checkpoint.directory, on, dtype=kept_or_cast)
 
 

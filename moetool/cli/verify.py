@@ -12,12 +12,11 @@ from moetool.cli.console import Column, Console, safe, size
 from moetool.cli.fetch import ReleaseMd5Option, digits
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.errors import FormatError, Mismatch, Refused, SystemFault
-from moetool.release.verify import Word
+from moetool.release.verify.settle import Word
 
 if TYPE_CHECKING:
-    from moetool.extents import Claim
-    from moetool.release.subject import Subject
-    from moetool.release.verify import FileVerdict, Settled, VerifyReport
+    from moetool.release.verify.settle import FileVerdict, Settled, VerifyReport
+    from moetool.release.verify.subject import Subject
     from moetool.tensors import Catalog
 
 STYLES = {"MATCH": "green", "MISMATCH": "red", "UNREADABLE": "red", "NOT COVERED": "yellow"}
@@ -40,9 +39,9 @@ def verify(
 ) -> None:
     """Check a checkpoint against every digest that is known of it, and say what that proves."""
     from moetool.release.provenance import record_digests
-    from moetool.release.references import references, trust_lines
-    from moetool.release.subject import find_subject
-    from moetool.release.verify import settle
+    from moetool.release.verify.references import references, trust_lines
+    from moetool.release.verify.settle import settle
+    from moetool.release.verify.subject import find_subject
 
     console = Console(json, quiet)
     md5 = digits(release_md5) if release_md5 else None
@@ -57,7 +56,7 @@ def verify(
         report = settle(
             claims,
             subject.files,
-            self_claims=[_grouped(claim) for catalog in catalogs for claim in catalog.claims],
+            self_claims=[claim for catalog in catalogs for claim in catalog.claims],
             on_progress=lambda done, _total: update(done, ""),
         )
     report = replace(
@@ -85,11 +84,6 @@ def _catalogs(subject: Subject) -> tuple[list[Catalog], tuple[str, ...]]:
             return [checkpoint.catalog], ()
     except (FormatError, SystemFault) as error:
         return [], (str(error),)
-
-
-def _grouped(claim: Claim) -> Claim:
-    """Count the CRCs of all members of an archive as one reference."""
-    return replace(claim, reference=claim.reference.replace(" of ", "#", 1))
 
 
 def _damaged(report: VerifyReport, catalogs: list[Catalog], folder: Path) -> tuple[str, ...]:
@@ -139,11 +133,7 @@ def _unsettled(item: Settled) -> str:
         f"{extent.path.name} bytes {extent.offset}-{max(extent.offset, extent.end - 1)}"
         for extent in item.extents
     )
-    part = (
-        item.reference.replace("#", " piece ")
-        if item.algorithm == "sha1"
-        else (item.reference.replace("#", " "))
-    )
+    part = item.reference.replace("#", " piece " if item.algorithm == "sha1" else " ")
     return (
         f"{item.word.value}  {places}  {item.algorithm} {item.found}, "
         f"expected {item.expected} ({part})"

@@ -135,4 +135,4 @@ def _check_one_dtype_per_storage(stored: dict[str, StoredTensor], where: str) ->
 
 def _claim(source: ByteSource, member: Member) -> Claim:
     extent = Extent(source.path, member.offset, member.nbytes)
-    return Claim((extent,), Digest("crc32", f"{member.crc32:08x}"), f"zip CRC-32 of {member.name}")
+    return Claim((extent,), Digest("crc32", f"{member.crc32:08x}"), f"zip CRC-32#{member.name}")

@@ -1,17 +1,18 @@
 """What was published, how to get it, and whether we have it.
 
-magnet      a link as pasted, repaired       metainfo    a torrent's file list, judged
-source      link, .torrent or known name     manifest    RELEASE lists, the releases we know
-torrent     the swarm (libtorrent)           watch       when a download stands still, and why
+magnet      a link as pasted, repaired
+manifest    RELEASE lists, and the releases we know (data/*.toml)
+source      what a user gave: link, .torrent file or known name
+torrent/    the file list, judged; the swarm (its session is the one door to the network)
+verify/     a list of claims, settled in one read; what they prove
 fetch       source -> folder, every byte hashed
-verify      a list of claims, settled in one read (hashing, coverage)
-references  which claims there are, and what they prove
-provenance  what a fetch leaves behind
+resume      what an earlier run left and may be kept
+provenance  what a fetch leaves behind; the release fetched last
+fixture     where the tiny release lies
 """
 
 from __future__ import annotations
 
 from moetool.release.provenance import last_fetched
-from moetool.release.torrent import seed
 
-__all__ = ["last_fetched", "seed"]
+__all__ = ["last_fetched"]

@@ -19,10 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from moetool.errors import DigestMismatch, Interrupted, OutputExists
-from moetool.release.alerts import bytes_free, bytes_missing, no_room
 from moetool.release.magnet import Repairs, format_magnet
-from moetool.release.metainfo import OUR_FOLDER, Metainfo, read_info
-from moetool.release.profile import SwarmOptions
 from moetool.release.provenance import (
     Origin,
     locked,
@@ -33,12 +30,15 @@ from moetool.release.provenance import (
     sync_folder,
     write_origin,
 )
-from moetool.release.references import references, trust_lines
 from moetool.release.resume import held_pieces, prepare
 from moetool.release.source import Source, judge_metadata, public_peers
-from moetool.release.torrent import Swarm
-from moetool.release.verify import VerifyReport, settle
-from moetool.release.watch import Peer, Progress
+from moetool.release.torrent.alerts import bytes_free, bytes_missing, no_room
+from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
+from moetool.release.torrent.profile import SwarmOptions
+from moetool.release.torrent.session import Swarm
+from moetool.release.torrent.watch import Peer, Progress
+from moetool.release.verify.references import references, trust_lines
+from moetool.release.verify.settle import VerifyReport, settle
 
 ROUNDS = 3  # a piece that three downloads did not mend will not be mended by a fourth
 ROOM = 1.02  # folders, records and what others write meanwhile

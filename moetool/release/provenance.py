@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetool.errors import LockHeld, SystemFault
-from moetool.release.metainfo import OUR_FOLDER, Metainfo, read_torrent
+from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_torrent
 
 if TYPE_CHECKING:
-    from moetool.release.verify import VerifyReport
+    from moetool.release.verify.settle import VerifyReport
 
 MAX_RECORD_NBYTES = 1 << 20
 MAX_TORRENT_NBYTES = 64 << 20

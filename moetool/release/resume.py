@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from moetool.release.hashing import Wanted, read_digests
-from moetool.release.metainfo import Metainfo, piece_claims
-from moetool.release.watch import Progress
+from moetool.release.torrent.metainfo import Metainfo, piece_claims
+from moetool.release.torrent.watch import Progress
+from moetool.release.verify.hashing import Wanted, read_digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable

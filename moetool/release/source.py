@@ -17,11 +17,11 @@ from moetool.release.manifest import (
     known_releases,
     known_slugs,
 )
-from moetool.release.metainfo import Metainfo, read_torrent
 from moetool.release.provenance import MAX_TORRENT_NBYTES
+from moetool.release.torrent.metainfo import Metainfo, read_torrent
 
 if TYPE_CHECKING:
-    from moetool.release.watch import Peer
+    from moetool.release.torrent.watch import Peer
 
 
 @dataclass(frozen=True, slots=True)

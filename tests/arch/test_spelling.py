@@ -99,6 +99,7 @@ def test_rope_parameters_of_transformers_5_are_read():
         ({"n_layers": True}, "n_layers: expected an integer, got True"),
         ({"hidden_dim": None}, "hidden_dim: expected an integer"),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
         ({"moe": {"num_experts": 8, "num_experts_per_tok": 9}}, "exceeds"),
     ],
 )

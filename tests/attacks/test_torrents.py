@@ -10,12 +10,12 @@ import libtorrent as lt
 import pytest
 
 from moetool.errors import HostileTorrent
-from moetool.release.bencode import encode
 from moetool.release.fetch import fetch
 from moetool.release.magnet import Magnet, format_magnet
-from moetool.release.metainfo import MAX_COMPONENT_NBYTES, read_info, read_torrent
-from moetool.release.profile import SwarmOptions
 from moetool.release.source import resolve_source
+from moetool.release.torrent.bencode import encode
+from moetool.release.torrent.metainfo import MAX_COMPONENT_NBYTES, read_info, read_torrent
+from moetool.release.torrent.profile import SwarmOptions
 
 
 def info_of(*paths, name=b"weights", **more):

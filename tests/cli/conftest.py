@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from moetool.formats import create
-from moetool.release.bencode import encode
 from moetool.release.magnet import Magnet, format_magnet
-from moetool.release.metainfo import Metainfo, read_torrent
+from moetool.release.torrent.bencode import encode
+from moetool.release.torrent.metainfo import Metainfo, read_torrent
 
 PIECE = 16_384
 

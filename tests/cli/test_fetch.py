@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from moetool.release import seed
 from moetool.release.provenance import locked
+from moetool.release.torrent.session import seed
 
 NOWHERE = "magnet:?xt=urn:btih:" + "ab" * 20
 

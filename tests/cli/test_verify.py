@@ -9,10 +9,10 @@ import re
 import pytest
 
 from moetool.formats import open_checkpoint
-from moetool.release import seed
 from moetool.release.fetch import fetch
-from moetool.release.profile import SwarmOptions
 from moetool.release.source import resolve_source
+from moetool.release.torrent.profile import SwarmOptions
+from moetool.release.torrent.session import seed
 
 
 def _flip(path, at):

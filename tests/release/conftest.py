@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from moetool.release.bencode import encode
 from moetool.release.magnet import Magnet, format_magnet
-from moetool.release.metainfo import Metainfo, read_torrent
-from moetool.release.profile import SwarmOptions
+from moetool.release.torrent.bencode import encode
+from moetool.release.torrent.metainfo import Metainfo, read_torrent
+from moetool.release.torrent.profile import SwarmOptions
 
 PIECE = 32_768
 

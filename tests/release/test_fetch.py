@@ -25,13 +25,14 @@ from moetool.errors import (
     OutputExists,
     Stalled,
 )
-from moetool.release import last_fetched, seed
+from moetool.release import last_fetched
 from moetool.release.fetch import fetch
 from moetool.release.fixture import find_fixture
 from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.provenance import locked
 from moetool.release.source import resolve_source
-from moetool.release.verify import Word
+from moetool.release.torrent.session import seed
+from moetool.release.verify.settle import Word
 
 
 def test_a_magnet_becomes_a_folder_whose_every_byte_was_hashed(release, options, tmp_path):
@@ -143,7 +144,7 @@ from pathlib import Path
 from moetool.release.fetch import fetch
 from moetool.release.fixture import find_fixture
 from moetool.release.source import resolve_source
-from moetool.release.profile import SwarmOptions
+from moetool.release.torrent.profile import SwarmOptions
 source, out, port, limit = sys.argv[1:]
 options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False, max_down=int(limit))
 fetch(resolve_source(source), Path(out), options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moetool.release.watch import Decision, Sample, Watchdog, why_nothing_comes
+from moetool.release.torrent.watch import Decision, Sample, Watchdog, why_nothing_comes
 
 GOOD, EVIL = ("10.0.0.1", 1), ("10.0.0.2", 2)
 

@@ -11,9 +11,9 @@ import pytest
 from moetool.errors import InTheWay, ReadFailed
 from moetool.extents import Claim, Digest, Extent, LocalFile
 from moetool.release.manifest import list_claims
-from moetool.release.metainfo import claims
-from moetool.release.references import references, trust_lines
-from moetool.release.verify import Word, settle
+from moetool.release.torrent.metainfo import claims
+from moetool.release.verify.references import references, trust_lines
+from moetool.release.verify.settle import Word, settle
 from moetool.reports import to_json
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from moetool.errors import HostileTorrent
 from moetool.extents import Claim, Digest, Extent
-from moetool.release.bencode import Value, decode, decode_with_spans, encode
+from moetool.release.torrent.bencode import Value, decode, decode_with_spans, encode
 
 MAX_INFO_NBYTES = 31_457_280  # what libtorrent takes from peers by default (max_metadata_size)
 MAX_PIECES = 2_097_152

@@ -19,7 +19,7 @@ from enum import Enum
 
 from moetool.errors import ReadFailed
 from moetool.extents import Extent, LocalFile
-from moetool.release.digests import HASHES, Hash
+from moetool.release.verify.digests import HASHES, Hash
 
 BLOCK_NBYTES = 1 << 20  # larger reads leave the cache between the cores' hashes and are slower
 RING = 4

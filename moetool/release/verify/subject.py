@@ -8,9 +8,9 @@ from pathlib import Path
 
 from moetool.errors import ReadFailed, Refused
 from moetool.release.manifest import Release, by_info_hash, known_releases
-from moetool.release.metainfo import OUR_FOLDER, Metainfo
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.source import read_torrent_file
+from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo
 
 MAX_FILES = 100_000
 

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from moetool.errors import HostileTorrent, MetadataTimeout, SystemFault
-from moetool.release.alerts import (
+from moetool.release.magnet import Magnet, format_magnet
+from moetool.release.torrent.alerts import (
     Seen,
     progress_of,
     raise_disk_errors,
     raise_listen_errors,
     stalled,
 )
-from moetool.release.magnet import Magnet, format_magnet
-from moetool.release.metainfo import MAX_INFO_NBYTES, Metainfo, read_torrent
-from moetool.release.profile import SwarmOptions, profile
-from moetool.release.watch import (
+from moetool.release.torrent.metainfo import MAX_INFO_NBYTES, Metainfo, read_torrent
+from moetool.release.torrent.profile import SwarmOptions, profile
+from moetool.release.torrent.watch import (
     Decision,
     Peer,
     Progress,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from moetool import __version__
 from moetool.release.manifest import Release, known_claims, list_claims, post_claim
-from moetool.release.metainfo import Metainfo, claims
-from moetool.release.verify import FileVerdict, VerifyReport, Word
+from moetool.release.torrent.metainfo import Metainfo, claims
+from moetool.release.verify.settle import FileVerdict, VerifyReport, Word
 
 if TYPE_CHECKING:
     from moetool.extents import Claim

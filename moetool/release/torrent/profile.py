@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moetool import __version__
-from moetool.release.watch import REJOIN_AFTER_S, Peer
+from moetool.release.torrent.watch import REJOIN_AFTER_S, Peer
 
 _ROUTERS = (
     "dht.libtorrent.org:25401,router.bittorrent.com:6881,"

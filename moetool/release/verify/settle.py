@@ -20,8 +20,8 @@ from typing import ClassVar
 
 from moetool.errors import InTheWay
 from moetool.extents import Claim, Digest, Extent
-from moetool.release.coverage import Range, Tally, suspects, tally
-from moetool.release.hashing import Computed, Trouble, Wanted, read_digests
+from moetool.release.verify.coverage import Range, Tally, suspects, tally
+from moetool.release.verify.hashing import Computed, Trouble, Wanted, read_digests
 
 RECORDED = ("sha256", "xxh3_128")
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moetool.errors import NoRoomOnDisk, Stalled, SystemFault
-from moetool.release.watch import Peer, Progress, Sample, Watchdog, why_nothing_comes
+from moetool.release.torrent.watch import Peer, Progress, Sample, Watchdog, why_nothing_comes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moetool.release.metainfo import Metainfo
+    from moetool.release.torrent.metainfo import Metainfo
 
 Alert = Any  # libtorrent has a class for each kind, without a common protocol
 Status = Any  # its torrent_status

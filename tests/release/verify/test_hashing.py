@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from moetool.errors import ReadFailed, Refused
 from moetool.extents import Extent, LocalFile
-from moetool.release import hashing
-from moetool.release.digests import Merkle
-from moetool.release.hashing import Trouble, Wanted, read_digests
+from moetool.release.verify import hashing
+from moetool.release.verify.digests import Merkle
+from moetool.release.verify.hashing import Trouble, Wanted, read_digests
 
 NBYTES = 300_000
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moetool.errors import HostileTorrent
-from moetool.release.bencode import decode, decode_with_spans, encode
+from moetool.release.torrent.bencode import decode, decode_with_spans, encode
 
 VALUES = st.recursive(
     st.integers(-(10**18), 10**18) | st.binary(max_size=30),

@@ -5,9 +5,15 @@ from __future__ import annotations
 import libtorrent as lt
 import pytest
 
-from moetool.release.bencode import decode
-from moetool.release.metainfo import claims, piece_claims, piece_extents, read_info, read_torrent
-from moetool.release.verify import Word, settle
+from moetool.release.torrent.bencode import decode
+from moetool.release.torrent.metainfo import (
+    claims,
+    piece_claims,
+    piece_extents,
+    read_info,
+    read_torrent,
+)
+from moetool.release.verify.settle import Word, settle
 
 KINDS = {"v1": lt.create_torrent.v1_only, "v2": lt.create_torrent.v2_only, "hybrid": 0}
 

@@ -1,0 +1,9 @@
+"""BitTorrent: what a torrent says, and how to get what it names.
+
+bencode   the encoding, and where in the text each value stands
+metainfo  a torrent's file list, judged before any file exists; its pieces as claims
+session   the only importer of libtorrent: metadata, download, seeding
+profile   the settings of a session, each with its reason
+alerts    what libtorrent says while it works
+watch     when a download stands still, why, and what helps
+"""
