@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moetool.arch.schema import Role
@@ -92,29 +93,7 @@ def validate(args: ModelArgs) -> ModelArgs:
     Raises:
         InconsistentCheckpoint: with every hyperparameter that cannot be, all at once.
     """
-    findings = []
-    for name in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads",
-                 "vocab_size", "n_experts", "n_experts_per_tok", "max_seq_len"):  # fmt: skip
-        value = getattr(args, name)
-        if not 1 <= value <= LARGEST:
-            findings.append(f"{name} is {value}, expected 1 to {LARGEST}")
-    if not findings:
-        if args.n_heads % args.n_kv_heads:
-            findings.append(
-                f"n_heads {args.n_heads} is no multiple of n_kv_heads {args.n_kv_heads}"
-            )
-        if args.head_dim % 2:
-            findings.append(f"head_dim {args.head_dim} is odd, rotary pairs need an even one")
-        if args.n_experts_per_tok > args.n_experts:
-            findings.append(
-                f"n_experts_per_tok {args.n_experts_per_tok} exceeds n_experts {args.n_experts}"
-            )
-    if args.sliding_window is not None and not 1 <= args.sliding_window <= LARGEST:
-        findings.append(f"sliding_window is {args.sliding_window}, expected 1 to {LARGEST}")
-    if not 0 < args.norm_eps < 1:
-        findings.append(f"norm_eps is {args.norm_eps}, expected a small positive number")
-    if not 1 < args.rope_theta < math.inf:
-        findings.append(f"rope_theta is {args.rope_theta}, expected a finite number above 1")
+    findings = [*_out_of_range(args)] or [*_contradictions(args)]
     if findings:
         raise InconsistentCheckpoint(
             "the hyperparameters cannot describe a model",
@@ -122,3 +101,25 @@ def validate(args: ModelArgs) -> ModelArgs:
             hint="compare params.json or config.json with the published one",
         )
     return args
+
+
+def _out_of_range(args: ModelArgs) -> Iterator[str]:
+    counts = ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size",
+              "n_experts", "n_experts_per_tok", "max_seq_len", "sliding_window")  # fmt: skip
+    for name in counts:
+        value = getattr(args, name)
+        if value is not None and not 1 <= value <= LARGEST:
+            yield f"{name} is {value}, expected 1 to {LARGEST}"
+    if not 0 < args.norm_eps < 1:
+        yield f"norm_eps is {args.norm_eps}, expected a small positive number"
+    if not 1 < args.rope_theta < math.inf:
+        yield f"rope_theta is {args.rope_theta}, expected a finite number above 1"
+
+
+def _contradictions(args: ModelArgs) -> Iterator[str]:
+    if args.n_heads % args.n_kv_heads:
+        yield f"n_heads {args.n_heads} is no multiple of n_kv_heads {args.n_kv_heads}"
+    if args.head_dim % 2:
+        yield f"head_dim {args.head_dim} is odd, rotary pairs need an even one"
+    if args.n_experts_per_tok > args.n_experts:
+        yield f"n_experts_per_tok {args.n_experts_per_tok} exceeds n_experts {args.n_experts}"

@@ -24,6 +24,7 @@ from moetool.cli.console import Console
 from moetool.errors import Interrupted, MoetoolError, NoRoomOnDisk, SystemFault, UsageFault
 
 USAGE = 2
+_AGAIN = "run the same command again"
 BROKEN_PIPE = 141  # as the shell reports a SIGPIPE
 
 app = typer.Typer(
@@ -77,14 +78,12 @@ def run(argv: list[str]) -> int:
     except MoetoolError as error:
         return _report(console, error)
     except KeyboardInterrupt:
-        return _report(console, _interrupted())
+        return _report(console, Interrupted("interrupted", hint=_AGAIN))
     except OSError as error:
         return _report(console, _system_fault(error))
     except Exception as error:  # noqa: BLE001  # the one place where a bug of ours becomes words
         hint = "please report it; MOETOOL_DEBUG=1 shows the traceback"
         return _report(console, MoetoolError(f"internal error: {error!r}", hint=hint))
-    if code == Interrupted.exit_code:  # typer turns Ctrl-C into an exit without a word
-        return _report(console, _interrupted())
     if code == USAGE and console.json:
         console.error(UsageFault("the command line is wrong, see stderr"))
     return code
@@ -94,12 +93,10 @@ def _invoke(argv: list[str]) -> int:
     try:
         app(args=argv, prog_name="moetool")
     except SystemExit as leaving:
+        if leaving.code == Interrupted.exit_code:  # typer makes Ctrl-C an exit without a word
+            raise Interrupted("interrupted", hint=_AGAIN) from leaving
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
-
-
-def _interrupted() -> Interrupted:
-    return Interrupted("interrupted", hint="run the same command again")
 
 
 def _report(console: Console, error: MoetoolError) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from moetool.arch.schema import Cell, RopeLayout, StoredTensor
 from moetool.convert.ops import Cast, Halve, Interleave, Op, Transpose, simplify
-from moetool.tensors import Catalog, DType, TensorInfo
+from moetool.tensors import Catalog, DType, TensorInfo, main_dtype
 
 if TYPE_CHECKING:
     from moetool.arch.args import ModelArgs
@@ -112,6 +112,11 @@ class Plan:
     def nbytes(self) -> int:
         """The bytes of all tensors written."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def main_dtype(self) -> DType:
+        """The type in which most bytes are written."""
+        return main_dtype(step.target for step in self.steps)
 
     @property
     def copied_nbytes(self) -> int:

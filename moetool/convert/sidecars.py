@@ -16,7 +16,7 @@ from moetool import __version__
 from moetool.arch import spelling
 from moetool.convert.tokenizer_json import tokenizer_config, tokenizer_json
 from moetool.formats.sentencepiece import read_vocabulary
-from moetool.tensors import DType, main_dtype
+from moetool.tensors import DType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,7 +109,7 @@ def headers(
 def torch_name(plan: Plan) -> str:
     """The dtype that most bytes are stored in, as config.json spells it."""
     names = {DType.BF16: "bfloat16", DType.F16: "float16", DType.F32: "float32"}
-    return names.get(main_dtype(step.target for step in plan.steps), "bfloat16")
+    return names.get(plan.main_dtype, "bfloat16")
 
 
 def gguf_metadata(
@@ -125,10 +125,7 @@ def gguf_metadata(
         "general.type": ("str", "model"),
         "general.name": ("str", name),
         "general.size_label": ("str", f"{experts}x{_short(size)}"),
-        "general.file_type": (
-            "u32",
-            _FILE_TYPES.get(main_dtype(step.target for step in plan.steps), 0),
-        ),
+        "general.file_type": ("u32", _FILE_TYPES.get(plan.main_dtype, 0)),
         "general.quantization_version": ("u32", 2),
         "general.source.tool": ("str", f"moetool {__version__}"),
         **spelling.to_gguf(args),

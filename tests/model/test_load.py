@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moetool.errors import NotEnoughMemory, Refused
-from moetool.model.load import main_dtype, open_weights
-from moetool.tensors import Catalog, DType, TensorInfo
+from moetool.model.load import open_weights
+from moetool.tensors import Catalog, DType, TensorInfo, main_dtype
 
 CPU = torch.device("cpu")
 
@@ -119,4 +119,4 @@ def test_a_budget_below_the_largest_tensor_is_refused(watched, recognized):
 
 
 def test_the_main_type_is_the_one_of_most_bytes(in_layout, odd_args):
-    assert main_dtype(in_layout("gguf", odd_args)[0].catalog) is DType.BF16
+    assert main_dtype(in_layout("gguf", odd_args)[0].catalog.tensors.values()) is DType.BF16
