@@ -8,6 +8,7 @@ from the hyperparameters. All findings are listed before anything is read or wri
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,15 +72,23 @@ def match_names(names: Iterable[str]) -> tuple[Architecture, Convention]:
     Raises:
         UnknownConvention: none does; the message names the closest and what does not fit.
     """
-    names = list(names)
+    # Layers and experts repeat: what differs in numbers only is matched once.
+    skeletons: dict[str, list[str]] = {}
+    for name in names:
+        skeletons.setdefault(re.sub(r"\d+", "0", name), []).append(name)
     best: tuple[int, Architecture, Convention, list[str]] | None = None
     for architecture in ARCHITECTURES:
         for convention in architecture.conventions:
             patterns = [stored.regex() for stored in convention.stored.values()]
-            strangers = [n for n in names if not any(p.fullmatch(n) for p in patterns)]
+            strangers = [
+                name
+                for skeleton, alike in skeletons.items()
+                if not any(pattern.fullmatch(skeleton) for pattern in patterns)
+                for name in alike
+            ]
             if best is None or len(strangers) < best[0]:
                 best = (len(strangers), architecture, convention, strangers)
-    if not names or best is None:
+    if not skeletons or best is None:
         raise UnknownConvention("no tensors at all")
     n_strangers, architecture, convention, strangers = best
     if n_strangers == 0:
@@ -87,9 +96,10 @@ def match_names(names: Iterable[str]) -> tuple[Architecture, Convention]:
     for mark, family in LOOK_ALIKES:
         if any(mark in name for name in strangers):
             raise UnknownConvention(f"the tensor names are those of {family}, not Mixtral's")
-    known = len(names) - n_strangers
+    n_names = sum(map(len, skeletons.values()))
+    known = n_names - n_strangers
     raise UnknownConvention(
-        f"{n_strangers} of {len(names)} tensor names are not known"
+        f"{n_strangers} of {n_names} tensor names are not known"
         + (f" (closest: {convention.name}, {known} fit)" if known else ""),
         findings=tuple(f"unknown name {name!r}" for name in strangers[:10]),
     )

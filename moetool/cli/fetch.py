@@ -15,7 +15,6 @@ import typer
 from moetool.cli.console import Console, duration, safe, size
 from moetool.cli.options import JsonOption, QuietOption
 from moetool.errors import Interrupted, UsageFault
-from moetool.release.magnet import is_peer, is_tracker
 
 if TYPE_CHECKING:
     from moetool.release.fetch import FetchReport
@@ -122,6 +121,8 @@ def digits(md5: str) -> str:
 
 
 def _peer(text: str) -> Peer:
+    from moetool.release.magnet import is_peer
+
     if not is_peer(text):
         raise UsageFault(f"--peer wants ADDRESS:PORT, not {text!a}")
     host, _, port = text.rpartition(":")
@@ -129,6 +130,8 @@ def _peer(text: str) -> Peer:
 
 
 def _tracker(url: str) -> str:
+    from moetool.release.magnet import is_tracker
+
     if not is_tracker(url):
         raise UsageFault(
             f"--tracker wants udp://HOST:PORT/… or http(s)://HOST/…, not {url!a}",

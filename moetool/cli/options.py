@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.errors import UsageFault
-from moetool.release import last_fetched
 
 if TYPE_CHECKING:
     from moetool.cli.console import Console
@@ -40,6 +39,8 @@ def resolve(path: Path | None, console: Console) -> Path:
         if not path.exists():
             raise UsageFault("no such file or folder", where=str(path))
         return path
+    from moetool.release import last_fetched
+
     here = Path.cwd()
     if any(match.is_file() for pattern in _WEIGHTS for match in here.glob(pattern)):
         console.note(f"using the checkpoint in the current folder, {here}")

@@ -12,7 +12,6 @@ from moetool.cli.console import Column, Console, safe, size
 from moetool.cli.fetch import ReleaseMd5Option, digits
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.errors import FormatError, Mismatch, Refused, SystemFault
-from moetool.release.verify.settle import Word
 
 if TYPE_CHECKING:
     from moetool.release.verify.settle import FileVerdict, Settled, VerifyReport
@@ -142,9 +141,7 @@ def _unsettled(item: Settled) -> str:
 
 def _leave(report: VerifyReport, broken: tuple[str, ...]) -> None:
     """Choose the exit code: what is wrong counts more than what could not be read."""
-    if report.verdict is Word.MISMATCH:
-        raise typer.Exit(Mismatch.exit_code)
-    if report.verdict is Word.UNREADABLE:
-        raise typer.Exit(SystemFault.exit_code)
-    if broken:
-        raise typer.Exit(Refused.exit_code)
+    codes = {"MISMATCH": Mismatch.exit_code, "UNREADABLE": SystemFault.exit_code}
+    code = codes.get(report.verdict.value, Refused.exit_code if broken else 0)
+    if code:
+        raise typer.Exit(code)
