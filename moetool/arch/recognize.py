@@ -72,10 +72,10 @@ def match_names(names: Iterable[str]) -> tuple[Architecture, Convention]:
     Raises:
         UnknownConvention: none does; the message names the closest and what does not fit.
     """
-    # Layers and experts repeat: what differs in numbers only is matched once.
+    # Layers and experts repeat: names that differ in indices only are matched once.
     skeletons: dict[str, list[str]] = {}
     for name in names:
-        skeletons.setdefault(re.sub(r"\d+", "0", name), []).append(name)
+        skeletons.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "0", name), []).append(name)
     best: tuple[int, Architecture, Convention, list[str]] | None = None
     for architecture in ARCHITECTURES:
         for convention in architecture.conventions:
