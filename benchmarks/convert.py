@@ -16,11 +16,8 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-
-from moetool.convert.job import prepare
-from moetool.convert.synthetic import GEOMETRIES, random_source
-from moetool.convert.targets import find_target
 
 
 def timed(command: list[str]) -> tuple[float, float, int]:
@@ -34,6 +31,16 @@ def timed(command: list[str]) -> tuple[float, float, int]:
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
+def make_raw(out: Path, n_layers: int) -> None:
+    """Write a raw checkpoint of random weights with the true shapes of 8x7B."""
+    from moetool.convert.job import prepare
+    from moetool.convert.synthetic import GEOMETRIES, random_source
+    from moetool.convert.targets import find_target
+
+    args = replace(GEOMETRIES["8x7b"], n_layers=n_layers)
+    prepare(random_source(args, 0, None), find_target("pth", "mistral"), out).run()
+
+
 def main() -> None:
     """Print one line for each round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -44,8 +51,10 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory(dir=options.where) as folder:
         raw, out, copy = (Path(folder) / name for name in ("raw", "out", "copy"))
-        args = replace(GEOMETRIES["8x7b"], n_layers=options.layers)
-        prepare(random_source(args, 0, None), find_target("pth", "mistral"), raw).run()
+        # In its own process: what this one holds would count as the peak of its children.
+        making = get_context("spawn").Process(target=make_raw, args=(raw, options.layers))
+        making.start()
+        making.join()
         nbytes = (raw / "consolidated.00.pth").stat().st_size
         print(f"{nbytes / 1e9:.2f} GB, {options.layers} layers, in {options.where}")
         for _ in range(options.rounds):

@@ -1,4 +1,4 @@
-"""The tables of Mixtral: five conventions that are written, and an old one that is only read.
+"""The tables of Mixtral: six conventions, one of which only old files have.
 
     mistral         the torrent's own names (consolidated.00.pth, consolidated.safetensors)
     mistral-packed  the hub's first upload (consolidated.00.pt … 07.pt): experts as rows of one
@@ -6,7 +6,8 @@
     hf              transformers' per-expert names: what every client reads
     hf-fused        the parameters as transformers 5 holds them in memory
     gguf            llama.cpp: experts stacked, rotary pairs as in the raw release
-    gguf-split      llama.cpp before 2024-04: one tensor for each expert
+    gguf-split      llama.cpp before 2024-04: one tensor for each expert, which no
+                    loader of today reads
 
 Sources: dzhulgakov/llama-mistral: llama/model.py; mistralai/mistral-inference:
 src/mistral_inference/transformer.py (mistral); huggingface/transformers 4.36:
@@ -138,7 +139,6 @@ GGUF_SPLIT = Convention(
         Role.W2: Stored("blk.{layer}.ffn_down.{expert}.weight"),
         Role.W3: Stored("blk.{layer}.ffn_up.{expert}.weight"),
     },
-    writable=False,  # no loader of today reads it
 )
 
 MIXTRAL = Architecture(

@@ -110,7 +110,6 @@ class Convention:
     title: str
     file_format: str
     stored: Mapping[Role, Stored]
-    writable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def convert(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="hf, hf-fused, mistral, mistral-packed or gguf; left out: the format's usual one"
+            help="hf, hf-fused, mistral, mistral-packed, gguf, gguf-split; else the usual one"
         ),
     ] = None,
     out: Annotated[

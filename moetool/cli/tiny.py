@@ -34,7 +34,7 @@ class TinyReport:
 def tiny(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make")],
     layout: Annotated[
-        str | None, typer.Option(help="mistral, mistral-packed, hf, hf-fused or gguf")
+        str | None, typer.Option(help="mistral, mistral-packed, hf, hf-fused, gguf or gguf-split")
     ] = None,
     to: Annotated[
         str | None, typer.Option("--to", help="File format: pth, safetensors or gguf")

@@ -29,24 +29,12 @@ class Target:
 
 
 _SHARD = 5 * 10**9  # huggingface_hub's default: 19 files for 8x7B
+_HF_FILES = ("model.safetensors", "model-{index:05d}-of-{count:05d}.safetensors", "hf", _SHARD)
+_GGUF_FILES = ("{name}.gguf", "{name}-{index:05d}-of-{count:05d}.gguf", "none", None)
 
 TARGETS = (
-    Target(
-        "safetensors",
-        "hf",
-        "model.safetensors",
-        "model-{index:05d}-of-{count:05d}.safetensors",
-        "hf",
-        _SHARD,
-    ),
-    Target(
-        "safetensors",
-        "hf-fused",
-        "model.safetensors",
-        "model-{index:05d}-of-{count:05d}.safetensors",
-        "hf",
-        _SHARD,
-    ),
+    Target("safetensors", "hf", *_HF_FILES),
+    Target("safetensors", "hf-fused", *_HF_FILES),
     Target(
         "safetensors",
         "mistral",
@@ -66,11 +54,9 @@ TARGETS = (
         "packed",
         None,
     ),
-    Target("gguf", "gguf", "{name}.gguf", "{name}-{index:05d}-of-{count:05d}.gguf", "none", None),
+    Target("gguf", "gguf", *_GGUF_FILES),
+    Target("gguf", "gguf-split", *_GGUF_FILES),
 )
-
-FORMATS = tuple(dict.fromkeys(target.file_format for target in TARGETS))
-LAYOUTS = tuple(dict.fromkeys(target.convention for target in TARGETS))
 
 
 def find_target(file_format: str, layout: str | None) -> Target:

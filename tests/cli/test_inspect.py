@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-LAYOUTS = ["mistral", "mistral-packed", "hf", "hf-fused", "gguf"]
+LAYOUTS = ["mistral", "mistral-packed", "hf", "hf-fused", "gguf", "gguf-split"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

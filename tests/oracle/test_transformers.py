@@ -126,9 +126,14 @@ def test_the_real_tokenizer_of_the_release_too(tmp_path, small_args):
     from moetool.arch import spelling
     from moetool.convert.tokenizer_json import tokenizer_config, tokenizer_json
     from moetool.formats.sentencepiece import read_vocabulary
+    from moetool.release.manifest import find_release
 
     content = (files("mistral_common") / "data" / "tokenizer.model.v1").read_bytes()
-    assert hashlib.md5(content).hexdigest() == "37974873eb68a7ab30c4912fc36264ae"
+    known = {file.path: file for file in find_release("mixtral-8x7b-32kseqlen").files}
+    published = {digest.algorithm: digest.hex for digest in known["tokenizer.model"].digests}
+    assert hashlib.md5(content).hexdigest() == published["md5"]
+    assert hashlib.sha256(content).hexdigest() == published["sha256"]
+    assert len(content) == known["tokenizer.model"].nbytes
     vocabulary = read_vocabulary(content)
     (tmp_path / "tokenizer.model").write_bytes(content)
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocabulary)))
