@@ -38,6 +38,21 @@ def test_help_loads_nothing_heavy(words):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_numpy_need_not_be_installed(tiny_release, tmp_path):
+    """torch works without numpy, and so do a conversion that computes and a smoke-test."""
+    code = (
+        "import sys; sys.modules['numpy'] = None; from moetool.cli.app import run;"
+        "source, out = sys.argv[1:];"
+        "codes = [run(['convert', source, '--to', 'pth', '--layout', 'mistral-packed',"
+        " '--out', out]), run(['smoke-test', out, '--device', 'cpu'])];"
+        "sys.exit(codes != [0, 0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny_release, tmp_path / "packed"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "NumPy" not in done.stderr
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_rooms_stay_small(path):
     """No file beyond 400 lines, no function beyond 60; most are far below."""

@@ -13,6 +13,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 
 import typer
@@ -67,6 +68,7 @@ def run(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name must not kill its own report
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch asks, we do not
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = _invoke(argv)

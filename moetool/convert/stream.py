@@ -46,8 +46,6 @@ def _reorder_rows(checkpoint: Checkpoint, part: Part, op: Reorder) -> Iterator[B
 
 
 def _compute(checkpoint: Checkpoint, part: Part) -> Buffer:
-    import torch
-
     tensor = to_torch(checkpoint.read(part.source, *part.byte_range), part.dtype, part.shape)
     for op in part.ops:
         match op:
@@ -57,8 +55,7 @@ def _compute(checkpoint: Checkpoint, part: Part) -> Buffer:
                 tensor = _reordered(tensor, op)
             case Cast(_, target):
                 tensor = tensor.to(torch_dtype(target))
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
-    return flat.numpy().tobytes()
+    return to_bytes(tensor)
 
 
 def _reordered(tensor: torch.Tensor, op: Reorder) -> torch.Tensor:
@@ -85,3 +82,13 @@ def to_torch(buffer: Buffer, dtype: DType, shape: tuple[int, ...]) -> torch.Tens
 
     writable = buffer if isinstance(buffer, bytearray) else bytearray(buffer)
     return torch.frombuffer(writable, dtype=torch_dtype(dtype)).view(shape)
+
+
+def to_bytes(tensor: torch.Tensor) -> bytearray:
+    """The elements of a tensor, row-major; torch alone does it, numpy need not be installed."""
+    import torch
+
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    buffer = bytearray(flat.numel())
+    torch.frombuffer(buffer, dtype=torch.uint8).copy_(flat)
+    return buffer

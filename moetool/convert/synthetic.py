@@ -17,6 +17,7 @@ from moetool.arch.schema import expand
 from moetool.arch.spelling import to_params_json
 from moetool.convert.execute import output_directory
 from moetool.convert.job import Source
+from moetool.convert.stream import to_bytes
 from moetool.formats.pth_writer import PthSink
 from moetool.tensors import Buffer, Catalog, DType, TensorInfo
 
@@ -43,7 +44,7 @@ class RandomCheckpoint:
     def __init__(self, args: ModelArgs, seed: int) -> None:
         self.layout = expand(MISTRAL, validate(args))
         self.seed = seed
-        self._held: tuple[str, bytes] = ("", b"")
+        self._held: tuple[str, Buffer] = ("", b"")
         infos = {n: TensorInfo(n, DType.BF16, s.shape) for n, s in self.layout.items()}
         self.catalog = Catalog("random", infos, {})
 
@@ -53,7 +54,7 @@ class RandomCheckpoint:
             self._held = (name, self._make(name))
         return memoryview(self._held[1])[start:stop]
 
-    def _make(self, name: str) -> bytes:
+    def _make(self, name: str) -> Buffer:
         import torch
         import xxhash
 
@@ -64,7 +65,7 @@ class RandomCheckpoint:
             generator = torch.Generator()
             generator.manual_seed(xxhash.xxh64_intdigest(name.encode(), seed=self.seed) >> 1)
             values = torch.randn(shape, generator=generator) * shape[-1] ** -0.5
-        return values.to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+        return to_bytes(values.to(torch.bfloat16))
 
 
 def random_source(args: ModelArgs, seed: int, tokenizer: bytes | None) -> Source:

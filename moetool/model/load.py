@@ -9,6 +9,7 @@ holds all.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -93,7 +94,8 @@ class WeightStore:
     def _load(self, name: str) -> torch.Tensor:
         step = self.steps[name]
         raw = torch.empty(step.target.nbytes, dtype=torch.uint8)
-        room = raw.numpy().data
+        # A view that python copies into; torch's way to one needs numpy, which may be absent.
+        room = memoryview((ctypes.c_uint8 * raw.numel()).from_address(raw.data_ptr())).cast("B")
         at = 0
         for chunk in stream(self._checkpoint, step):
             size = memoryview(chunk).nbytes
