@@ -6,7 +6,6 @@ signal, a power cut) leaves nothing under the final name.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from moetool.convert.stream import stream
-from moetool.errors import InconsistentCheckpoint, LockHeld, NoRoomOnDisk, OutputExists
+from moetool.durable import locked, publish
+from moetool.errors import InconsistentCheckpoint, NoRoomOnDisk, OutputExists
 from moetool.formats import create, open_checkpoint
 
 if TYPE_CHECKING:
@@ -54,20 +54,14 @@ def output_directory(out: Path) -> Iterator[Path]:
     """
     if out.exists() or out.is_symlink():
         raise OutputExists("is there already", where=str(out), hint="choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(out.name + ".partial")
-    work.mkdir(exist_ok=True)
-    with _lock(work):
+    with locked(work / "lock"):
         for left_over in work.iterdir():
             if left_over.name != "lock":
                 _remove(left_over)
         yield work
         (work / "lock").unlink()
-        _sync(work)
-        if out.exists():
-            raise OutputExists("appeared while it was being written", where=str(out))
-        work.rename(out)
-        _sync(out.parent)
+        publish(work, out)
 
 
 def write_plan(
@@ -130,40 +124,11 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-@contextmanager
-def _lock(work: Path) -> Iterator[None]:
-    """Hold the work folder; the lock dies with the process, so there are no stale ones."""
-    handle = os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(handle, 20, 0).decode(errors="replace").strip() or "unknown"
-            raise LockHeld(
-                f"another process (pid {owner}) writes here",
-                where=str(work),
-                hint="wait until it is done, or choose another --out",
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _existing_parent(path: Path) -> Path:

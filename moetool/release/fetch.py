@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from moetool.durable import publish, sync_folder
 from moetool.errors import DigestMismatch, Interrupted, OutputExists
 from moetool.release.magnet import Repairs, format_magnet
 from moetool.release.provenance import (
@@ -27,7 +28,6 @@ from moetool.release.provenance import (
     read_recorded_torrent,
     record_digests,
     remember_last,
-    sync_folder,
     write_origin,
 )
 from moetool.release.resume import held_pieces, prepare
@@ -222,9 +222,7 @@ class _Job:
         for path in self.meta.file_sizes(self.partial):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        sync_folder(self.partial)
-        self.partial.rename(self.out)
-        sync_folder(self.out.parent)
+        publish(self.partial, self.out)
         (self.out / OUR_FOLDER / "lock").unlink()
 
     def _finish(self, report: VerifyReport, *, kept: int, already: bool = False) -> FetchReport:

@@ -9,16 +9,16 @@ $MOETOOL_HOME/last.json        else $XDG_STATE_HOME/moetool, else ~/.local/state
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moetool.errors import LockHeld, SystemFault
+from moetool import durable
+from moetool.durable import write_durably
+from moetool.errors import SystemFault
 from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_torrent
 
 if TYPE_CHECKING:
@@ -39,30 +39,9 @@ class Origin:
     fetched_at: str | None = None
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if it is not there; it ends with the process.
-
-    Raises:
-        LockHeld: another process holds it.
-    """
-    path = folder / OUR_FOLDER / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read(32).strip() or "unknown"
-            raise LockHeld(
-                f"another fetch works on it (process {owner})",
-                where=str(folder),
-                hint="wait for it, or give another --out",
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Hold a folder that a fetch works in; see `moetool.durable.locked`."""
+    return durable.locked(folder / OUR_FOLDER / "lock")
 
 
 def write_origin(folder: Path, meta: Metainfo, origin: Origin) -> None:
@@ -132,27 +111,6 @@ def last_fetched() -> Path | None:
     """The folder of the release fetched last, if it is known and still there."""
     path = _read_json(_state_folder() / "last.json").get("path")
     return Path(path) if isinstance(path, str) and Path(path).is_dir() else None
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file so that after a power cut either the old or the new one is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _state_folder() -> Path:

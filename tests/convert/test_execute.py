@@ -60,10 +60,10 @@ def test_a_second_writer_is_told_who_holds_the_lock(job):
     work = job.out.with_name("out.partial")
     work.mkdir()
     with (work / "lock").open("w+") as lock:
-        lock.write("4242\n")
+        lock.write("4242")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(LockHeld, match="pid 4242"):
+        with pytest.raises(LockHeld, match="process 4242"):
             job.run()
     assert not job.out.exists()
     job.run()  # the lock died with its holder
