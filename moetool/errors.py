@@ -12,9 +12,10 @@ MoetoolError                    1  a bug of ours
 │   │   ├── UnsafePickle
 │   │   ├── TruncatedFile
 │   │   └── BadHeader
-│   └── ArchError
-│       ├── UnknownConvention
-│       └── InconsistentCheckpoint
+│   ├── ArchError
+│   │   ├── UnknownConvention
+│   │   └── InconsistentCheckpoint
+│   └── LossyCast
 ├── SystemFault                 5  disk full, permission, I/O error, memory, no such device
 │   ├── ReadFailed
 │   ├── NoRoomOnDisk
@@ -25,7 +26,9 @@ MoetoolError                    1  a bug of ours
 │   └── Stalled
 ├── InTheWay                    7  output exists, lock held, source or options changed
 │   ├── OutputExists
-│   └── LockHeld
+│   ├── LockHeld
+│   ├── SourceChanged
+│   └── PlanChanged
 └── Interrupted               130  Ctrl-C (143: SIGTERM); state is saved
 """
 
@@ -120,6 +123,10 @@ class InconsistentCheckpoint(ArchError):
     """Tensors are missing, extra, doubly named or mis-shaped for the declared hyperparameters."""
 
 
+class LossyCast(Refused):
+    """Values that the type asked for cannot hold, where nobody allowed them to change."""
+
+
 class SystemFault(MoetoolError):
     """The machine said no."""
 
@@ -168,6 +175,14 @@ class OutputExists(InTheWay):
 
 class LockHeld(InTheWay):
     """Another process works on the same output."""
+
+
+class SourceChanged(InTheWay):
+    """The source is not what it was when the work on this output began."""
+
+
+class PlanChanged(InTheWay):
+    """The work begun on this output is that of another plan: other options or another version."""
 
 
 class Interrupted(MoetoolError):

@@ -14,7 +14,10 @@ LARGEST = 1 << 24  # of any count: beyond it a shape could not be a checkpoint's
 
 @dataclass(frozen=True, slots=True)
 class ModelArgs:
-    """The hyperparameters of one model, spelled as Mistral spells them."""
+    """The hyperparameters of one model, spelled as Mistral spells them.
+
+    A dense model has no experts: ``n_experts`` and ``n_experts_per_tok`` are 0.
+    """
 
     dim: int
     n_layers: int
@@ -64,7 +67,7 @@ class ModelArgs:
 
     @property
     def n_params_expert_layer(self) -> int:
-        """The parameters of one expert in one layer."""
+        """The parameters of one expert (or of a dense model's feed-forward) in one layer."""
         return sum(self.numel(role) for role in Role if role.per_expert)
 
     @property
@@ -73,7 +76,7 @@ class ModelArgs:
         return sum(
             self.numel(role) * (self.n_layers if role.per_layer else 1)
             for role in Role
-            if not role.per_expert
+            if not (role.per_expert and self.n_experts)
         )
 
     @property
@@ -106,10 +109,12 @@ def validate(args: ModelArgs) -> ModelArgs:
 def _out_of_range(args: ModelArgs) -> Iterator[str]:
     counts = ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size",
               "n_experts", "n_experts_per_tok", "max_seq_len", "sliding_window")  # fmt: skip
+    dense = args.n_experts == args.n_experts_per_tok == 0
     for name in counts:
         value = getattr(args, name)
-        if value is not None and not 1 <= value <= LARGEST:
-            yield f"{name} is {value}, expected 1 to {LARGEST}"
+        least = 0 if dense and name.startswith("n_experts") else 1
+        if value is not None and not least <= value <= LARGEST:
+            yield f"{name} is {value}, expected {least} to {LARGEST}"
     if not 0 < args.norm_eps < 1:
         yield f"norm_eps is {args.norm_eps}, expected a small positive number"
     if not 1 < args.rope_theta < math.inf:

@@ -18,53 +18,16 @@ transformers 5: conversion_mapping.py (hf, hf-fused); ggml-org/llama.cpp: gguf-p
 
 from __future__ import annotations
 
-from moetool.arch.schema import Architecture, Convention, ExpertLayout, Role, RopeLayout, Stored
+from moetool.arch.mistral import GGUF_COMMON, HF_COMMON, RAW_COMMON
+from moetool.arch.schema import Architecture, Convention, ExpertLayout, Role, Stored
 
-PAIRS, HALVES = RopeLayout.INTERLEAVED, RopeLayout.HALVES
-
-_MISTRAL_COMMON = {
-    Role.TOK_EMBEDDINGS: Stored("tok_embeddings.weight"),
-    Role.ATTENTION_NORM: Stored("layers.{layer}.attention_norm.weight"),
-    Role.WQ: Stored("layers.{layer}.attention.wq.weight", rope=PAIRS),
-    Role.WK: Stored("layers.{layer}.attention.wk.weight", rope=PAIRS),
-    Role.WV: Stored("layers.{layer}.attention.wv.weight"),
-    Role.WO: Stored("layers.{layer}.attention.wo.weight"),
-    Role.FFN_NORM: Stored("layers.{layer}.ffn_norm.weight"),
-    Role.NORM: Stored("norm.weight"),
-    Role.OUTPUT: Stored("output.weight"),
-}
-
-_HF_COMMON = {
-    Role.TOK_EMBEDDINGS: Stored("model.embed_tokens.weight"),
-    Role.ATTENTION_NORM: Stored("model.layers.{layer}.input_layernorm.weight"),
-    Role.WQ: Stored("model.layers.{layer}.self_attn.q_proj.weight", rope=HALVES),
-    Role.WK: Stored("model.layers.{layer}.self_attn.k_proj.weight", rope=HALVES),
-    Role.WV: Stored("model.layers.{layer}.self_attn.v_proj.weight"),
-    Role.WO: Stored("model.layers.{layer}.self_attn.o_proj.weight"),
-    Role.FFN_NORM: Stored("model.layers.{layer}.post_attention_layernorm.weight"),
-    Role.NORM: Stored("model.norm.weight"),
-    Role.OUTPUT: Stored("lm_head.weight"),
-}
-
-# ggml-org/llama.cpp: conversion/base.py keeps one-dimensional tensors and the router in f32.
-_GGUF_COMMON = {
-    Role.TOK_EMBEDDINGS: Stored("token_embd.weight"),
-    Role.ATTENTION_NORM: Stored("blk.{layer}.attn_norm.weight", full_precision=True),
-    Role.WQ: Stored("blk.{layer}.attn_q.weight", rope=PAIRS),
-    Role.WK: Stored("blk.{layer}.attn_k.weight", rope=PAIRS),
-    Role.WV: Stored("blk.{layer}.attn_v.weight"),
-    Role.WO: Stored("blk.{layer}.attn_output.weight"),
-    Role.FFN_NORM: Stored("blk.{layer}.ffn_norm.weight", full_precision=True),
-    Role.ROUTER: Stored("blk.{layer}.ffn_gate_inp.weight", full_precision=True),
-    Role.NORM: Stored("output_norm.weight", full_precision=True),
-    Role.OUTPUT: Stored("output.weight"),
-}
+_ROUTER_GGUF = Stored("blk.{layer}.ffn_gate_inp.weight", full_precision=True)
 
 MISTRAL = Convention(
     name="mistral",
     title="raw Mistral, one tensor for each expert",
     file_format="pth",
-    stored=_MISTRAL_COMMON
+    stored=RAW_COMMON
     | {
         Role.ROUTER: Stored("layers.{layer}.feed_forward.gate.weight"),
         Role.W1: Stored("layers.{layer}.feed_forward.experts.{expert}.w1.weight"),
@@ -78,7 +41,7 @@ MISTRAL_PACKED = Convention(
     name="mistral-packed",
     title="raw Mistral, experts packed as rows, w2 transposed",
     file_format="pt",
-    stored=_MISTRAL_COMMON
+    stored=RAW_COMMON
     | {
         Role.ROUTER: Stored("layers.{layer}.block_sparse_moe.gate.weight"),
         Role.W1: Stored("layers.{layer}.block_sparse_moe.w1", experts=ExpertLayout.ROWS),
@@ -93,7 +56,7 @@ HF = Convention(
     name="hf",
     title="Hugging Face, one tensor for each expert",
     file_format="safetensors",
-    stored=_HF_COMMON
+    stored=HF_COMMON
     | {
         Role.ROUTER: Stored("model.layers.{layer}.block_sparse_moe.gate.weight"),
         Role.W1: Stored("model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight"),
@@ -108,7 +71,7 @@ HF_FUSED = Convention(
     name="hf-fused",
     title="Hugging Face, experts stacked, w1 and w3 fused",
     file_format="safetensors",
-    stored=_HF_COMMON
+    stored=HF_COMMON
     | {
         Role.ROUTER: Stored("model.layers.{layer}.mlp.gate.weight"),
         Role.W1: Stored(_GATE_UP, experts=ExpertLayout.STACKED, part=(0, 2)),
@@ -121,8 +84,9 @@ GGUF = Convention(
     name="gguf",
     title="llama.cpp, experts stacked",
     file_format="gguf",
-    stored=_GGUF_COMMON
+    stored=GGUF_COMMON
     | {
+        Role.ROUTER: _ROUTER_GGUF,
         Role.W1: Stored("blk.{layer}.ffn_gate_exps.weight", experts=ExpertLayout.STACKED),
         Role.W2: Stored("blk.{layer}.ffn_down_exps.weight", experts=ExpertLayout.STACKED),
         Role.W3: Stored("blk.{layer}.ffn_up_exps.weight", experts=ExpertLayout.STACKED),
@@ -133,8 +97,9 @@ GGUF_SPLIT = Convention(
     name="gguf-split",
     title="llama.cpp before April 2024, one tensor for each expert",
     file_format="gguf",
-    stored=_GGUF_COMMON
+    stored=GGUF_COMMON
     | {
+        Role.ROUTER: _ROUTER_GGUF,
         Role.W1: Stored("blk.{layer}.ffn_gate.{expert}.weight"),
         Role.W2: Stored("blk.{layer}.ffn_down.{expert}.weight"),
         Role.W3: Stored("blk.{layer}.ffn_up.{expert}.weight"),

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moetool.arch import spelling
+from moetool.arch.families import by_names, by_type
+from moetool.arch.mistral import DENSE
 from moetool.arch.mixtral import MIXTRAL
 from moetool.arch.schema import Architecture, Convention, StoredTensor, expand
+from moetool.arch.vocabulary import check_vocabulary
 from moetool.errors import BadHeader, InconsistentCheckpoint, UnknownConvention
 
 if TYPE_CHECKING:
@@ -24,21 +27,8 @@ if TYPE_CHECKING:
     from moetool.arch.args import ModelArgs
     from moetool.tensors import Catalog
 
-ARCHITECTURES = (MIXTRAL,)
+ARCHITECTURES = (MIXTRAL, DENSE)
 LARGEST_JSON = 4 << 20  # bytes; a params.json has a few hundred
-
-# Names that give another family away, with what is known of it (facts from transformers 5).
-LOOK_ALIKES = (
-    ("shared_expert", "a mixture with shared experts (DeepSeek, Qwen2-MoE, Mistral Large 3)"),
-    ("e_score_correction_bias", "a sigmoid router with selection bias (DeepSeek-V3, MiniMax-M2)"),
-    ("kv_a_proj_with_mqa", "latent attention (DeepSeek)"),
-    ("q_norm.weight", "per-head query and key norms (Qwen3-MoE, OLMoE, MiniMax-M2)"),
-    ("input_linear.weight", "a packed mixture of another kind (Granite-MoE)"),
-    ("_proj.bias", "attention or experts with biases (Phi-3.5-MoE, Qwen2-MoE, gpt-oss)"),
-    ("mlp.experts.0.gate_proj", "per-expert gate/up/down projections (OLMoE, Qwen-MoE, DeepSeek)"),
-    ("feed_forward.w1.weight", "a dense Mistral model, which is not supported yet"),
-    ("mlp.gate_proj.weight", "a dense Llama-like model, which is not supported"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +49,10 @@ def recognize(catalog: Catalog, directory: Path) -> Recognized:
         InconsistentCheckpoint: tensors are missing, extra or mis-shaped; all are listed.
         BadHeader: a side file is not JSON.
     """
+    _refuse_declared(catalog, directory)
     architecture, convention = match_names(catalog.tensors)
     args = read_args(catalog, directory)
+    _agree(architecture, args)
     layout = expand(convention, args)
     _compare(catalog, layout)
     return Recognized(architecture, convention, args, layout)
@@ -93,9 +85,11 @@ def match_names(names: Iterable[str]) -> tuple[Architecture, Convention]:
     n_strangers, architecture, convention, strangers = best
     if n_strangers == 0:
         return architecture, convention
-    for mark, family in LOOK_ALIKES:
-        if any(mark in name for name in strangers):
-            raise UnknownConvention(f"the tensor names are those of {family}, not Mixtral's")
+    family = by_names(skeletons)
+    if family is not None:
+        raise UnknownConvention(
+            f"the tensor names are those of {family}", hint=f"supported: {_supported()}"
+        )
     n_names = sum(map(len, skeletons.values()))
     known = n_names - n_strangers
     raise UnknownConvention(
@@ -109,10 +103,13 @@ def read_args(catalog: Catalog, directory: Path) -> ModelArgs:
     """Read the hyperparameters from GGUF keys, params.json or config.json.
 
     Raises:
-        InconsistentCheckpoint: no side file, or one that cannot describe a model.
+        InconsistentCheckpoint: no side file, or one that cannot describe a model, or a GGUF whose
+            vocabulary would tokenise wrongly.
     """
     if catalog.format == "gguf":
-        return spelling.from_gguf(catalog.metadata)
+        args = spelling.from_gguf(catalog.metadata)
+        check_vocabulary(catalog.metadata, args.vocab_size)
+        return args
     readers = {"config.json": spelling.from_config_json, "params.json": spelling.from_params_json}
     raw = any(name.startswith(("tok_embeddings", "layers.")) for name in catalog.tensors)
     order = ("params.json", "config.json") if raw else ("config.json", "params.json")
@@ -148,6 +145,45 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(data, dict):
         raise BadHeader("not a JSON object", where=str(path))
     return data
+
+
+def _refuse_declared(catalog: Catalog, directory: Path) -> None:
+    """Refuse a family that says itself what it is, before its names are looked at.
+
+    Raises:
+        UnknownConvention: it is known, and not supported.
+    """
+    if catalog.format == "gguf":
+        where, declared = "GGUF", catalog.metadata.get("general.architecture")
+    else:
+        config = read_json(directory / "config.json") or {}
+        where, declared = "config.json", config.get("model_type")
+    # To GGUF every model of that shape is a llama; the key-values say more (see spelling).
+    family = None if (where, declared) == ("GGUF", "llama") else by_type(str(declared))
+    if family is not None:
+        raise UnknownConvention(
+            f"declared as {str(declared)!r}, which is {family}",
+            where=where,
+            hint=f"supported: {_supported()}",
+        )
+
+
+def _agree(architecture: Architecture, args: ModelArgs) -> None:
+    """Refuse names of a mixture with hyperparameters of a dense model, and the reverse.
+
+    Raises:
+        InconsistentCheckpoint: the side file is another model's.
+    """
+    if (architecture is DENSE) != (args.n_experts == 0):
+        found = f"{args.n_experts} experts" if args.n_experts else "no experts"
+        raise InconsistentCheckpoint(
+            f"the tensor names are those of {architecture.title}, the hyperparameters have {found}",
+            hint="is this the params.json or config.json of another model?",
+        )
+
+
+def _supported() -> str:
+    return ", ".join(architecture.title for architecture in ARCHITECTURES)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

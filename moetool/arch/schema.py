@@ -51,7 +51,7 @@ class Role(Enum):
 
     @property
     def per_expert(self) -> bool:
-        """True when every expert of a layer has one."""
+        """True when every expert of a layer has one; a dense layer has one of each."""
         return self in {Role.W1, Role.W2, Role.W3}
 
     @property
@@ -114,11 +114,16 @@ class Convention:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A family of models that share roles, shapes and maths."""
+    """A family of models that share roles, shapes and maths; the raw convention comes first."""
 
     name: str
     title: str
     conventions: tuple[Convention, ...]
+
+    @property
+    def raw(self) -> Convention:
+        """The convention whose layout is the canonical one."""
+        return self.conventions[0]
 
     def convention(self, name: str) -> Convention:
         """The convention of that name; KeyError when there is none."""
@@ -166,13 +171,16 @@ class StoredTensor:
 
 
 def slots(args: ModelArgs) -> list[Slot]:
-    """All canonical tensors of a model, in the order of the raw release."""
+    """All canonical tensors of a model, in the order of the raw release.
+
+    A model without experts has no router, and one w1 w2 w3 in every layer.
+    """
     layers: list[Slot] = []
     for layer in range(args.n_layers):
         for role in Role:
-            if role.per_expert:
+            if role.per_expert and args.n_experts:
                 layers += [Slot(role, layer, expert) for expert in range(args.n_experts)]
-            elif role.per_layer:
+            elif role.per_layer and (role is not Role.ROUTER or args.n_experts):
                 layers.append(Slot(role, layer))
     return [Slot(Role.TOK_EMBEDDINGS), *layers, Slot(Role.NORM), Slot(Role.OUTPUT)]
 

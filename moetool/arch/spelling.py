@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moetool.arch.args import ModelArgs, validate
+from moetool.arch.families import by_type
 from moetool.errors import InconsistentCheckpoint, UnknownConvention
 
 # mistralai/mistral-inference @b818190: theta is 1e6 where params.json has none, and 1e4 where a
@@ -84,17 +85,7 @@ def from_params_json(data: Mapping[str, Any]) -> ModelArgs:
     if "hidden_size" in data:
         return from_config_json(data, where="params.json")
     fields = _Fields(data, "params.json")
-    moe = data.get("moe")
-    if not isinstance(moe, Mapping):
-        raise UnknownConvention(
-            "no `moe` field: a dense model, which is not supported yet", where="params.json"
-        )
-    strange = sorted(set(moe) - {"num_experts", "num_experts_per_tok"})
-    if strange:
-        raise UnknownConvention(
-            f"moe.{strange[0]}: a mixture of another kind than Mixtral's", where="params.json"
-        )
-    routing = _Fields(moe, "params.json: moe")
+    n_experts, n_experts_per_tok = _experts_of_params(data)
     sliding = _sliding_window(fields)
     dim = fields.integer("dim")
     return validate(
@@ -107,8 +98,8 @@ def from_params_json(data: Mapping[str, Any]) -> ModelArgs:
             n_kv_heads=fields.integer("n_kv_heads"),
             norm_eps=fields.number("norm_eps"),
             vocab_size=fields.integer("vocab_size"),
-            n_experts=routing.integer("num_experts"),
-            n_experts_per_tok=routing.integer("num_experts_per_tok"),
+            n_experts=n_experts,
+            n_experts_per_tok=n_experts_per_tok,
             rope_theta=fields.number_or(
                 "rope_theta", "rope_theta", THETA if sliding is None else THETA_SLIDING
             ),
@@ -122,17 +113,15 @@ def from_params_json(data: Mapping[str, Any]) -> ModelArgs:
 def from_config_json(data: Mapping[str, Any], where: str = "config.json") -> ModelArgs:
     """Read transformers' config.json; rope_theta at the top (v4) or in rope_parameters (v5).
 
+    The packed upload's params.json has the same names and declares no model type.
+
     Raises:
         InconsistentCheckpoint: a field is missing, of a wrong type or out of range.
-        UnknownConvention: the model type is not Mixtral's, whatever its tensors are called.
+        UnknownConvention: the model type is another family's, whatever its tensors are called, or
+            rotary angles or activation are not those of Mistral.
     """
-    model_type = data.get("model_type", "mixtral")
-    if model_type != "mixtral":
-        raise UnknownConvention(
-            f"model_type {str(model_type)[:40]!r} is not Mixtral; other families route, normalise "
-            "or scale differently under the same tensor names",
-            where=where,
-        )
+    dense = _is_dense(data, where)
+    _refuse_other_maths(data, where)
     rope = data.get("rope_parameters")
     fields = _Fields({**data, **(rope if isinstance(rope, Mapping) else {})}, where)
     n_heads, dim = fields.integer("num_attention_heads"), fields.integer("hidden_size")
@@ -147,8 +136,8 @@ def from_config_json(data: Mapping[str, Any], where: str = "config.json") -> Mod
             n_kv_heads=fields.integer("num_key_value_heads"),
             norm_eps=fields.number("rms_norm_eps"),
             vocab_size=fields.integer("vocab_size"),
-            n_experts=fields.integer("num_local_experts"),
-            n_experts_per_tok=fields.integer("num_experts_per_tok"),
+            n_experts=0 if dense else fields.integer("num_local_experts"),
+            n_experts_per_tok=0 if dense else fields.integer("num_experts_per_tok"),
             rope_theta=fields.number_or(
                 "rope_theta", "rope_theta", THETA if sliding is None else THETA_SLIDING
             ),
@@ -160,18 +149,24 @@ def from_config_json(data: Mapping[str, Any], where: str = "config.json") -> Mod
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> ModelArgs:
-    """Read GGUF key-values of the llama architecture.
+    """Read GGUF key-values of the llama architecture, with experts or without.
 
     llama.cpp fills a missing rope.freq_base with 10000 and talks nonsense; here it is refused.
 
     Raises:
         InconsistentCheckpoint: a key is missing, of a wrong type or out of range.
-        UnknownConvention: another architecture, or a dense model.
+        UnknownConvention: another architecture, or scaled rotary angles.
     """
     arch = metadata.get("general.architecture")
-    if arch != "llama" or not metadata.get("llama.expert_count"):
-        kind = "without experts " if arch == "llama" else ""
-        raise UnknownConvention(f"GGUF architecture {str(arch)[:40]!r} {kind}is not Mixtral's")
+    if arch != "llama":
+        raise _another_family(arch, "GGUF architecture", "GGUF")
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise UnknownConvention(
+            f"rotary angles scaled by {str(scaling)[:40]!r}, as Llama and others do, not Mistral",
+            where="GGUF",
+        )
+    dense = not metadata.get("llama.expert_count")
     fields = _Fields({key.removeprefix("llama."): metadata[key] for key in metadata}, "GGUF")
     n_heads, dim = fields.integer("attention.head_count"), fields.integer("embedding_length")
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -186,10 +181,11 @@ def from_gguf(metadata: Mapping[str, Any]) -> ModelArgs:
             n_kv_heads=fields.integer("attention.head_count_kv"),
             norm_eps=_short_decimal(fields.number("attention.layer_norm_rms_epsilon")),
             vocab_size=fields.integer_or("vocab_size", "vocab_size", n_tokens),
-            n_experts=fields.integer("expert_count"),
-            n_experts_per_tok=fields.integer("expert_used_count"),
+            n_experts=0 if dense else fields.integer("expert_count"),
+            n_experts_per_tok=0 if dense else fields.integer("expert_used_count"),
             rope_theta=fields.number("rope.freq_base"),
             max_seq_len=fields.integer("context_length"),
+            sliding_window=_sliding_window(fields, "attention.sliding_window"),
             assumed=tuple(fields.assumed),
         )
     )
@@ -206,7 +202,10 @@ def to_params_json(args: ModelArgs) -> dict[str, Any]:
         data["sliding_window"] = args.sliding_window
     if args.rope_theta != (THETA if args.sliding_window is None else THETA_SLIDING):
         data["rope_theta"] = args.rope_theta
-    data["moe"] = {"num_experts_per_tok": args.n_experts_per_tok, "num_experts": args.n_experts}
+    if args.max_seq_len != _context(args.dim):
+        data["max_seq_len"] = args.max_seq_len
+    if args.n_experts:
+        data["moe"] = {"num_experts_per_tok": args.n_experts_per_tok, "num_experts": args.n_experts}
     return data
 
 
@@ -217,16 +216,15 @@ def to_config_json(args: ModelArgs, dtype: str) -> dict[str, Any]:
     131072), and 4.x reads rope_theta at the top only, which 5.x accepts too.
     """
     return {
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM" if args.n_experts else "MistralForCausalLM"],
+        "model_type": "mixtral" if args.n_experts else "mistral",
         "hidden_size": args.dim,
         "intermediate_size": args.hidden_dim,
         "num_hidden_layers": args.n_layers,
         "num_attention_heads": args.n_heads,
         "num_key_value_heads": args.n_kv_heads,
         "head_dim": args.head_dim,
-        "num_local_experts": args.n_experts,
-        "num_experts_per_tok": args.n_experts_per_tok,
+        **(_mixture(args) if args.n_experts else {}),
         "vocab_size": args.vocab_size,
         "max_position_embeddings": args.max_seq_len,
         "rope_theta": args.rope_theta,
@@ -234,9 +232,6 @@ def to_config_json(args: ModelArgs, dtype: str) -> dict[str, Any]:
         "rms_norm_eps": args.norm_eps,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
-        "router_jitter_noise": 0.0,
-        "router_aux_loss_coef": 0.02,
-        "output_router_logits": False,
         "initializer_range": 0.02,
         "tie_word_embeddings": False,
         "use_cache": True,
@@ -266,7 +261,7 @@ def to_packed_params_json(args: ModelArgs) -> dict[str, Any]:
 
 def to_gguf(args: ModelArgs) -> dict[str, tuple[str, object]]:
     """Spell as llama.cpp does, each value with its GGUF type; all keys its loader trusts."""
-    return {
+    values: dict[str, tuple[str, object]] = {
         "llama.context_length": ("u32", args.max_seq_len),
         "llama.embedding_length": ("u32", args.dim),
         "llama.block_count": ("u32", args.n_layers),
@@ -276,16 +271,77 @@ def to_gguf(args: ModelArgs) -> dict[str, tuple[str, object]]:
         "llama.attention.layer_norm_rms_epsilon": ("f32", args.norm_eps),
         "llama.attention.key_length": ("u32", args.head_dim),
         "llama.attention.value_length": ("u32", args.head_dim),
-        "llama.expert_count": ("u32", args.n_experts),
-        "llama.expert_used_count": ("u32", args.n_experts_per_tok),
         "llama.rope.freq_base": ("f32", args.rope_theta),
         "llama.rope.dimension_count": ("u32", args.head_dim),
         "llama.vocab_size": ("u32", args.vocab_size),
     }
+    if args.n_experts:
+        values["llama.expert_count"] = ("u32", args.n_experts)
+        values["llama.expert_used_count"] = ("u32", args.n_experts_per_tok)
+    if args.sliding_window is not None:  # llama.cpp attends to everything; the way back needs it
+        values["llama.attention.sliding_window"] = ("u32", args.sliding_window)
+    return values
 
 
-def _sliding_window(fields: _Fields) -> int | None:
-    return fields.integer("sliding_window") if fields.optional("sliding_window") else None
+def _mixture(args: ModelArgs) -> dict[str, Any]:
+    """What config.json says of experts; 8x7B's loss coefficient, which inference never reads."""
+    return {
+        "num_local_experts": args.n_experts,
+        "num_experts_per_tok": args.n_experts_per_tok,
+        "router_jitter_noise": 0.0,
+        "router_aux_loss_coef": 0.02,
+        "output_router_logits": False,
+    }
+
+
+def _experts_of_params(data: Mapping[str, Any]) -> tuple[int, int]:
+    """Experts and experts of one token; 0 and 0 where there is no `moe`, a dense model."""
+    moe = data.get("moe")
+    if moe is None:
+        return 0, 0
+    if not isinstance(moe, Mapping):
+        raise InconsistentCheckpoint("moe: expected an object", where="params.json")
+    strange = sorted(set(moe) - {"num_experts", "num_experts_per_tok"})
+    if strange:
+        raise UnknownConvention(
+            f"moe.{strange[0]}: a mixture of another kind than Mixtral's, such as Mistral Large 3",
+            where="params.json",
+        )
+    fields = _Fields(moe, "params.json: moe")
+    return fields.integer("num_experts"), fields.integer("num_experts_per_tok")
+
+
+def _is_dense(data: Mapping[str, Any], where: str) -> bool:
+    """Whether a config.json declares a dense Mistral; another family is refused by its name."""
+    model_type = data.get("model_type", "mixtral" if "num_local_experts" in data else "mistral")
+    if model_type not in {"mixtral", "mistral"}:
+        raise _another_family(model_type, "model_type", where)
+    return bool(model_type == "mistral")
+
+
+def _another_family(declared: object, field: str, where: str) -> UnknownConvention:
+    known = by_type(str(declared))
+    what = f", {known}" if known else ""
+    return UnknownConvention(
+        f"{field} {str(declared)[:40]!r}{what}; it is neither Mixtral nor Mistral, though tensor "
+        "names may be the same",
+        where=where,
+    )
+
+
+def _refuse_other_maths(data: Mapping[str, Any], where: str) -> None:
+    """Refuse settings under which the same weights are another function."""
+    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
+    activation = data.get("hidden_act", "silu")
+    if kind != "default":
+        raise UnknownConvention(f"rotary angles of type {str(kind)[:40]!r}", where=where)
+    if activation != "silu":
+        raise UnknownConvention(f"hidden_act {str(activation)[:40]!r}, not silu", where=where)
+
+
+def _sliding_window(fields: _Fields, key: str = "sliding_window") -> int | None:
+    return fields.integer(key) if fields.optional(key) else None
 
 
 def _context(dim: int) -> int:

@@ -170,7 +170,7 @@ def _model(catalog: Catalog, recognized: Recognized, context: int | None) -> Mod
         args=asdict(args),
         n_params=args.n_params,
         n_params_active=args.n_params_active,
-        n_params_expert=args.n_layers * args.n_params_expert_layer,
+        n_params_expert=args.n_layers * args.n_params_expert_layer if args.n_experts else 0,
         n_params_shared=args.n_params_shared,
         n_experts=args.n_experts,
         n_experts_per_tok=args.n_experts_per_tok,

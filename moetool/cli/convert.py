@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +15,40 @@ from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.errors import UsageFault
 
 if TYPE_CHECKING:
+    from moetool.convert.casts import CastReport
     from moetool.convert.job import ConvertReport
     from moetool.convert.plan import Plan
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        help="hf, hf-fused, mistral, mistral-packed, gguf, gguf-split; else the usual one"
+    ),
+]
+OutOption = Annotated[Path | None, typer.Option(help="Folder to make; left out: beside the source")]
+ShardSizeOption = Annotated[
+    str | None, typer.Option(help="Largest file, as 5GB or 500MB (decimal units)")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="Storage type: keep, bf16, f16 or f32; changes are counted")
+]
+OverflowOption = Annotated[
+    bool,
+    typer.Option("--allow-overflow", help="Let values beyond the type's range become inf"),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Move an output that is there to OUT.old-N")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Begin anew, whatever an earlier run has done")
+]
+ReadbackOption = Annotated[
+    bool, typer.Option("--readback/--no-readback", help="Read each file back from the disk")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing")]
 
 
 def convert(
@@ -25,49 +56,65 @@ def convert(
     to: Annotated[
         str, typer.Option("--to", help="File format: safetensors, pth or gguf")
     ] = "safetensors",
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="hf, hf-fused, mistral, mistral-packed, gguf, gguf-split; else the usual one"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to make; left out: beside the source")
-    ] = None,
-    max_shard_size: Annotated[
-        str | None, typer.Option(help="Largest file, as 5GB or 500MB (decimal units)")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, write nothing")
-    ] = False,
+    layout: LayoutOption = None,
+    out: OutOption = None,
+    max_shard_size: ShardSizeOption = None,
+    dtype: DtypeOption = "keep",
+    allow_overflow: OverflowOption = False,
+    force: ForceOption = False,
+    restart: RestartOption = False,
+    readback: ReadbackOption = True,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Convert to another layout or format, bit-exact.
 
     The work is computed from two tables and streamed. Nothing is cast unasked; the source is not
-    touched; the output has its name only when it is complete.
+    touched; the output has its name only when it is complete. After an interruption the same
+    command goes on.
     """
+    from moetool.convert.durable_run import Manner
     from moetool.convert.job import default_out, open_source, prepare
-    from moetool.convert.targets import find_target
+    from moetool.convert.targets import find_dtype, find_target
     from moetool.formats import open_checkpoint
 
     console = Console(json, quiet)
-    target = find_target(to, layout)
-    with open_checkpoint(resolve(path, console)) as checkpoint:
+    target, storage = find_target(to, layout), find_dtype(dtype)
+    source = resolve(path, console)
+    with open_checkpoint(source) as checkpoint:
         job = prepare(
             open_source(checkpoint),
             target,
             out or default_out(checkpoint, target),
             _parse_size(max_shard_size),
+            dtype=storage,
+            allow_overflow=allow_overflow,
         )
+        again = _again(source, job.out, to=to, layout=layout, max_shard_size=max_shard_size,
+                       dtype=dtype, allow_overflow=allow_overflow, force=force,
+                       no_readback=not readback, json=json, quiet=quiet)  # fmt: skip
+        manner = Manner(force=force, restart=restart, readback=readback, again=again)
         if dry_run:
             report = job.dry_run()
         else:
             console.note(f"{_title(job.dry_run())}: {size(job.plan.nbytes)}")
             with console.progress("convert", job.plan.nbytes) as update:
-                report = job.run(update)
+                report = job.run(update, manner)
     console.result(report, lambda: _render(console, report, job.plan))
+
+
+def _again(source: Path, out: Path, **options: object) -> str:
+    """The command that goes on from any folder: as it was given, without --restart."""
+    words = ["moetool", "convert", str(source.absolute()), "--out", str(out)]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        match value:
+            case True:
+                words.append(flag)
+            case str():
+                words += [flag, value]
+    return shlex.join(words)
 
 
 def _title(report: ConvertReport) -> str:
@@ -100,9 +147,31 @@ def _render(console: Console, report: ConvertReport, plan: Plan) -> None:
         f"{report.n_tensors} tensors, {size(report.nbytes)}, {copied:.1%} copied byte for byte, "
         f"{size(report.peak_nbytes)} of weights in memory at most"
     )
+    if report.casts:
+        _render_casts(console, report.casts)
     if not report.dry_run:
-        rate = size(report.nbytes / max(report.seconds, 1e-9))
+        rate = size((report.nbytes - report.resumed_nbytes) / max(report.seconds, 1e-9))
+        if report.resumed_nbytes:
+            console.line(f"{size(report.resumed_nbytes)} were there from an earlier run")
         console.line(f"written in {duration(report.seconds)} ({rate}/s)", "green")
+
+
+def _render_casts(console: Console, casts: CastReport) -> None:
+    """What the casts did to the values, and which tensors were changed most."""
+    total = casts.total
+    console.line(
+        f"{casts.n_tensors} tensors cast: {total.numel:,} values, {total.rounded:,} rounded, "
+        f"{total.underflowed:,} underflowed to 0, {total.overflowed:,} overflowed to inf, "
+        f"{total.nan:,} NaN",
+        "yellow" if total.overflowed or total.nan else None,
+    )
+    if casts.worst:
+        console.table(
+            [Column("changed most"), Column("cast"), Column("rounded", right=True),
+             Column("to 0", right=True), Column("to inf", right=True)],
+            [(cast.name, f"{cast.source} to {cast.target}", f"{cast.count.rounded:,}",
+              f"{cast.count.underflowed:,}", f"{cast.count.overflowed:,}") for cast in casts.worst],
+        )  # fmt: skip
 
 
 def _render_plan(console: Console, plan: Plan) -> None:

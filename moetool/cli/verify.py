@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,7 @@ def verify(
     quiet: QuietOption = False,
 ) -> None:
     """Check a checkpoint against every digest that is known of it, and say what that proves."""
+    from moetool.convert.manifest import MANIFEST, read_manifest
     from moetool.release.provenance import record_digests
     from moetool.release.verify.references import references, trust_lines
     from moetool.release.verify.settle import settle
@@ -51,10 +53,18 @@ def verify(
     claims = references(
         subject.folder, subject.meta, release=subject.release, release_md5=subject.release_md5
     )
+    manifest, whole = read_manifest(subject.folder), subject.path.is_dir()
+    files = dict(subject.files)
+    if manifest:
+        files.pop(subject.folder / MANIFEST, None)  # reading it has settled it
+        promised = manifest.sizes(subject.folder)
+        files |= {path: promised.get(path) for path in (promised if whole else files)}
+        said = manifest.claims(subject.folder, catalogs)
+        claims = chain(claims, (claim for claim in said if claim.extents[0].path in files))
     with console.progress("verify", subject.nbytes) as update:
         report = settle(
             claims,
-            subject.files,
+            files,
             self_claims=[claim for catalog in catalogs for claim in catalog.claims],
             on_progress=lambda done, _total: update(done, ""),
         )

@@ -1,41 +1,52 @@
 """Write a plan: into OUT.partial beside OUT, and one rename at the end.
 
+    OUT.partial/lock            held while somebody works; it dies with its holder
+    OUT.partial/journal.jsonl   what is done
+    OUT.partial/NAME            finished files; NAME.tmp is the one in work
+
 The existence of OUT is the only sign of "complete": whatever stops the work before (an error, a
-signal, a power cut) leaves nothing under the final name.
+signal, a power cut) leaves nothing under the final name, and the same command goes on.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from moetool.convert.stream import stream
+from moetool.convert.journal import JOURNAL, Mark, Past, ShardRecord
+from moetool.convert.shard import Desk, digest_of, unfinished, write_shard
 from moetool.durable import locked, publish
-from moetool.errors import InconsistentCheckpoint, NoRoomOnDisk, OutputExists
-from moetool.formats import create, open_checkpoint
+from moetool.errors import DigestMismatch, InconsistentCheckpoint, NoRoomOnDisk, OutputExists
+from moetool.formats import open_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moetool.convert.plan import Plan
-    from moetool.tensors import Buffer, Checkpoint
+    from moetool.convert.plan import Plan, Shard
 
 Progress = Callable[[int, str], None]
 
 HEADROOM = 64 << 20  # bytes beyond the tensors: headers, side files, the file system's own
+LOCK = "lock"
+
+
+def work_folder(out: Path) -> Path:
+    """Where an output is made: beside it, so that one rename can publish it."""
+    return out.with_name(out.name + ".partial")
 
 
 def require_room(out: Path, nbytes: int) -> None:
-    """Refuse before the first byte what the disk cannot hold.
+    """Refuse before the first byte what the disk cannot hold; what is there already counts.
 
     Raises:
         NoRoomOnDisk: with what is needed and what is free.
     """
+    work = work_folder(out)
+    here = sum(path.lstat().st_blocks * 512 for path in work.iterdir()) if work.is_dir() else 0
     needed = nbytes + nbytes // 100 + HEADROOM
-    free = shutil.disk_usage(_existing_parent(out)).free
+    free = shutil.disk_usage(_existing_parent(out)).free + here
     if free < needed:
         raise NoRoomOnDisk(
             f"{needed:,} bytes are needed, {free:,} are free",
@@ -45,43 +56,111 @@ def require_room(out: Path, nbytes: int) -> None:
 
 
 @contextmanager
-def output_directory(out: Path) -> Iterator[Path]:
+def output_directory(out: Path, *, resumable: bool = False, force: bool = False) -> Iterator[Path]:
     """Give a work folder that becomes ``out`` when the block ends without an error.
+
+    It is empty but for the lock, unless ``resumable``. With ``force`` an output that is there is
+    moved to OUT.old-N, at the last moment: until then it can be used.
 
     Raises:
         OutputExists: ``out`` is there already.
         LockHeld: another process is writing it.
     """
-    if out.exists() or out.is_symlink():
-        raise OutputExists("is there already", where=str(out), hint="choose another --out")
-    work = out.with_name(out.name + ".partial")
-    with locked(work / "lock"):
-        for left_over in work.iterdir():
-            if left_over.name != "lock":
-                _remove(left_over)
+    if not force and (out.exists() or out.is_symlink()):
+        hint = "choose another --out; --force moves this one aside"
+        raise OutputExists("is there already", where=str(out), hint=hint)
+    work = work_folder(out)
+    with locked(work / LOCK):
+        if not resumable:
+            sweep(work, ())
         yield work
-        (work / "lock").unlink()
+        (work / LOCK).unlink()
+        if force and (out.exists() or out.is_symlink()):
+            _move_aside(out)
         publish(work, out)
 
 
+def sweep(work: Path, keep: Iterable[str]) -> None:
+    """Remove all that is not kept: left-overs must not reach the output."""
+    kept = {LOCK, JOURNAL, *keep}
+    for left_over in work.iterdir():
+        if left_over.name in kept:
+            continue
+        if left_over.is_dir() and not left_over.is_symlink():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink()
+
+
+def what_holds(past: Past, plan: Plan, work: Path) -> Past:
+    """Of what a journal claims, that which hashing the files again confirms."""
+    held = Past(past.work)
+    for shard in plan.shards:
+        names = [step.target.name for step in shard.steps]
+        record, marks = past.shards.get(shard.file_name), past.marks.get(shard.file_name, [])
+        if record and _is_whole(record, names, work):
+            held.shards[shard.file_name] = record
+        elif marks and _is_begun(marks, names, work):
+            held.marks[shard.file_name] = marks
+    return held
+
+
+def _is_whole(record: ShardRecord, names: Sequence[str], work: Path) -> bool:
+    path = work / record.file_name
+    if [tensor.name for tensor in record.tensors] != names or not _is_file(path):
+        return False
+    same_size = path.stat().st_size == record.nbytes
+    return same_size and digest_of(path, record.nbytes) == record.xxh3_128
+
+
+def _is_begun(marks: Sequence[Mark], names: Sequence[str], work: Path) -> bool:
+    path = unfinished(work, marks[-1].file_name)
+    found = [tensor.name for mark in marks for tensor in mark.tensors]
+    if found != names[: len(found)] or not _is_file(path):
+        return False
+    last = marks[-1]
+    reaches = path.stat().st_size >= last.position
+    return reaches and digest_of(path, last.position) == last.xxh3_128
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def kept_files(held: Past) -> set[str]:
+    """The names in the work folder that hold something worth keeping."""
+    return {*held.shards, *(f"{name}.tmp" for name in held.marks)}
+
+
 def write_plan(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    work: Path,
-    headers: Sequence[Mapping[str, object]],
-    side_files: Mapping[str, bytes],
-    progress: Progress = lambda _done, _note: None,
-) -> None:
-    """Write all shards (each with its header's metadata) and side files of a plan, synced."""
-    meter = _Meter(progress)
-    for shard, metadata in zip(plan.shards, headers, strict=True):
-        infos = [step.target for step in shard.steps]
-        sink = create(work / shard.file_name, infos, metadata)
-        for step in shard.steps:
-            sink.write(step.target.name, meter.count(stream(checkpoint, step), shard.file_name))
-        sink.close()
-    for name, content in side_files.items():
-        _write_file(work / name, content)
+    desk: Desk, plan: Plan, headers: Sequence[Mapping[str, object]], held: Past
+) -> list[ShardRecord]:
+    """Write all files of a plan, each with its header's metadata, but those that are held.
+
+    Raises:
+        DigestMismatch: the source is damaged; the files that were made of it are removed.
+    """
+    records: list[ShardRecord] = []
+    try:
+        for shard, metadata in zip(plan.shards, headers, strict=True):
+            records.append(_finished(desk, shard, metadata, held))
+        desk.source.settle_rest()
+    except DigestMismatch:
+        for record in records:
+            if any(item.tensor in desk.source.damaged for item in record.ranges):
+                (desk.work / record.file_name).unlink()
+        raise
+    return records
+
+
+def _finished(desk: Desk, shard: Shard, metadata: Mapping[str, object], held: Past) -> ShardRecord:
+    record, marks = held.shards.get(shard.file_name), held.marks.get(shard.file_name, [])
+    for entry in [record] if record else marks:
+        desk.source.settle(entry.ranges)
+        for tensor in entry.tensors:
+            if tensor.cast:
+                desk.casts.tensors[tensor.name] = tensor.cast
+    return record or write_shard(desk, shard, metadata, marks)
 
 
 def check_written(plan: Plan, work: Path) -> None:
@@ -104,31 +183,11 @@ def check_written(plan: Plan, work: Path) -> None:
         )
 
 
-class _Meter:
-    """Counts the bytes that pass through to the files."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.done, self.progress = 0, progress
-
-    def count(self, chunks: Iterator[Buffer], note: str) -> Iterator[Buffer]:
-        for chunk in chunks:
-            yield chunk
-            self.done += len(chunk)
-            self.progress(self.done, note)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _move_aside(out: Path) -> None:
+    number = 1
+    while (aside := out.with_name(f"{out.name}.old-{number}")).exists() or aside.is_symlink():
+        number += 1
+    out.rename(aside)
 
 
 def _existing_parent(path: Path) -> Path:

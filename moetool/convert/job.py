@@ -13,23 +13,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import expand
-from moetool.convert.execute import (
-    Progress,
-    check_written,
-    output_directory,
-    require_room,
-    write_plan,
-)
+from moetool.convert.casts import CastAccount, CastReport
+from moetool.convert.durable_run import Manner, Order, run
+from moetool.convert.execute import Progress, require_room
+from moetool.convert.identity import identify
 from moetool.convert.plan import Plan, assign_shards, derive_steps
 from moetool.convert.sidecars import headers, read_tokenizer, sidecars
+from moetool.convert.targets import find_convention
 from moetool.errors import UsageFault
+from moetool.formats import FileCheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moetool.convert.targets import Target
-    from moetool.formats import FileCheckpoint
-    from moetool.tensors import Checkpoint
+    from moetool.tensors import Checkpoint, DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,8 @@ class ConvertReport:
     peak_nbytes: int
     seconds: float
     dry_run: bool
+    casts: CastReport | None = None
+    resumed_nbytes: int = 0
 
     @property
     def ok(self) -> bool:
@@ -76,8 +76,18 @@ class Job:
     target: Target
     plan: Plan
     out: Path
+    allow_overflow: bool = False
+    max_shard_nbytes: int | None = None
 
-    def report(self, files: Mapping[str, int], seconds: float, *, dry_run: bool) -> ConvertReport:
+    def report(
+        self,
+        files: Mapping[str, int],
+        seconds: float,
+        *,
+        dry_run: bool,
+        casts: CastReport | None = None,
+        resumed_nbytes: int = 0,
+    ) -> ConvertReport:
         """Say what this job writes."""
         return ConvertReport(
             source=self.source.path,
@@ -92,6 +102,8 @@ class Job:
             peak_nbytes=self.plan.peak_nbytes,
             seconds=seconds,
             dry_run=dry_run,
+            casts=casts,
+            resumed_nbytes=resumed_nbytes,
         )
 
     def dry_run(self) -> ConvertReport:
@@ -99,29 +111,63 @@ class Job:
         files = {shard.file_name: shard.nbytes for shard in self.plan.shards}
         return self.report(files, 0.0, dry_run=True)
 
-    def run(self, progress: Progress = lambda _done, _note: None) -> ConvertReport:
-        """Write the files; see `moetool.convert.execute` for what an interruption leaves.
+    def run(
+        self, progress: Progress = lambda _done, _note: None, manner: Manner | None = None
+    ) -> ConvertReport:
+        """Write the files, or go on writing them; see `moetool.convert.durable_run`.
 
         Raises:
             NoRoomOnDisk: before the first byte.
-            OutputExists, LockHeld: the output is there or being written.
+            InTheWay: the output is there, being written, or begun from another source or plan.
+            LossyCast: values that may not change would.
+            DigestMismatch: the source is damaged.
+            Interrupted: with what is kept.
         """
+        manner = manner or Manner()
+        if manner.force and self.out.resolve() in self.source.path.resolve().parents:
+            raise UsageFault("holds the source, and would be moved aside", where=str(self.out))
+        casts = CastAccount(self.allow_overflow)
         began = time.monotonic()
         require_room(self.out, self.plan.nbytes)
+        written = run(self._order(), manner, casts, progress)
+        return self.report(
+            written.files,
+            time.monotonic() - began,
+            dry_run=False,
+            casts=casts.report(),
+            resumed_nbytes=written.resumed_nbytes,
+        )
+
+    def _order(self) -> Order:
+        """Everything that decides the output, and the name of it all."""
         args, tokenizer = self.source.recognized.args, self.source.tokenizer
-        with output_directory(self.out) as work:
-            write_plan(
-                self.source.checkpoint,
-                self.plan,
-                work,
-                headers(self.target.file_format, args, self.plan, self.out.name, tokenizer),
-                sidecars(self.target.side_files, args, self.plan, tokenizer),
-                progress,
-            )
-            check_written(self.plan, work)
-            files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
-        files.pop("lock", None)
-        return self.report(files, time.monotonic() - began, dry_run=False)
+        checkpoint = self.source.checkpoint
+        file_headers = headers(
+            self.target.file_format,
+            args,
+            self.plan,
+            self.out.name,
+            tokenizer,
+            checkpoint.catalog.metadata,
+        )
+        side_files = sidecars(self.target.side_files, args, self.plan, tokenizer)
+        files = checkpoint.files if isinstance(checkpoint, FileCheckpoint) else ()
+        work = identify(
+            checkpoint.catalog, files, self.plan, file_headers, side_files, self._options()
+        )
+        return Order(
+            checkpoint, self.source.path.name, self.plan, file_headers, side_files, work, self.out
+        )
+
+    def _options(self) -> dict[str, object]:
+        """What was asked for, in the words of the command line."""
+        return {
+            "to": self.target.file_format,
+            "layout": self.target.convention,
+            "dtype": self.plan.main_dtype.label,
+            "max_shard_nbytes": self.max_shard_nbytes,
+            "allow_overflow": self.allow_overflow,
+        }
 
 
 def open_source(checkpoint: FileCheckpoint) -> Source:
@@ -140,11 +186,20 @@ def default_out(checkpoint: FileCheckpoint, target: Target) -> Path:
     return source.parent / f"{source.name}-{target.convention}"
 
 
-def prepare(source: Source, target: Target, out: Path, max_shard_nbytes: int | None = None) -> Job:
-    """Compute the plan; no weight is read.
+def prepare(
+    source: Source,
+    target: Target,
+    out: Path,
+    max_shard_nbytes: int | None = None,
+    *,
+    dtype: DType | None = None,
+    allow_overflow: bool = False,
+) -> Job:
+    """Compute the plan; no weight is read. ``dtype`` None keeps the source's types.
 
     Raises:
-        UsageFault: ``out`` is the source or lies inside it.
+        UsageFault: ``out`` is the source or lies inside it, or the model has no such layout.
+        Refused: a tensor is stored in a type that cannot be rearranged or cast.
     """
     out = out.absolute()
     if source.path.resolve() in (out.resolve(), *out.resolve().parents):
@@ -152,17 +207,20 @@ def prepare(source: Source, target: Target, out: Path, max_shard_nbytes: int | N
             "the output would lie inside the source", where=str(out), hint="give another --out"
         )
     recognized = source.recognized
-    convention = recognized.architecture.convention(target.convention)
+    convention = find_convention(recognized.architecture, target)
     steps = derive_steps(
         source.checkpoint.catalog,
         recognized.layout,
         expand(convention, recognized.args),
         recognized.args,
+        dtype=dtype,
+        restore=True,
     )
+    largest = max_shard_nbytes or target.max_shard_nbytes
     shards = assign_shards(
         steps,
         target.single.replace("{name}", out.name),
         target.numbered.replace("{name}", out.name),
-        max_shard_nbytes or target.max_shard_nbytes,
+        largest,
     )
-    return Job(source, target, Plan(shards), out)
+    return Job(source, target, Plan(shards), out, allow_overflow, largest)

@@ -63,10 +63,14 @@ class Interleave:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Store the same values in another type."""
+    """Store the same values in another type; ``exact`` where none of them may change."""
 
     source: DType
     target: DType
+    exact: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.source.label} to {self.target.label}" + (" exactly" if self.exact else "")
 
     def infer(self, shape: Shape) -> Shape:
         """The shape after it, which is the shape before it."""
@@ -74,7 +78,8 @@ class Cast:
 
 
 Reorder = Halve | Interleave
-Op = Transpose | Halve | Interleave | Cast
+Move = Transpose | Halve | Interleave
+Op = Move | Cast
 
 
 def inverse(op: Op) -> Op:
@@ -86,8 +91,8 @@ def inverse(op: Op) -> Op:
             return Interleave(n_heads)
         case Interleave(n_heads):
             return Halve(n_heads)
-        case Cast(source, target):
-            return Cast(target, source)
+        case Cast(source, target, exact):
+            return Cast(target, source, exact)
 
 
 def simplify(ops: list[Op]) -> tuple[Op, ...]:

@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moetool.arch.schema import Cell, RopeLayout, StoredTensor
-from moetool.convert.ops import Cast, Halve, Interleave, Op, Transpose, simplify
+from moetool.convert.ops import Cast, Halve, Interleave, Move, Op, Transpose, simplify
+from moetool.errors import Refused
 from moetool.tensors import Catalog, DType, TensorInfo, main_dtype
 
 if TYPE_CHECKING:
     from moetool.arch.args import ModelArgs
 
 COPY_CHUNK = 8 << 20  # bytes read at a time where nothing is rearranged
+CAST_NUMEL = 1 << 20  # values cast at a time
+
+FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+HALF_WIDTH = frozenset({DType.F16, DType.BF16})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +62,40 @@ class Part:
         """Where the rows lie in the stored bytes of the source tensor."""
         return (self.start * self.row_nbytes, self.stop * self.row_nbytes)
 
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """The ops that change where values lie."""
+        return tuple(op for op in self.ops if not isinstance(op, Cast))
+
+    @property
+    def cast(self) -> Cast | None:
+        """The cast behind the moves, if there is one."""
+        return next((op for op in self.ops if isinstance(op, Cast)), None)
+
+    @property
+    def rows_out(self) -> int:
+        """The rows of the target that the part fills."""
+        shape = self.shape
+        for op in self.ops:
+            shape = op.infer(shape)
+        return shape[0]
+
     def working_nbytes(self) -> int:
-        """The most bytes held at once while the part streams through."""
-        if not self.ops:
-            return min(self.nbytes, COPY_CHUNK)
-        head = [op for op in self.ops if isinstance(op, Halve | Interleave)]
-        if len(head) == len(self.ops):
-            return 2 * self.nbytes // head[0].n_heads
-        return 2 * self.nbytes + sum(
-            op.target.nbytes(self.shape[0] * self.columns)
-            for op in self.ops
-            if isinstance(op, Cast)
-        )
+        """The most bytes held at once while the part streams through its two stages."""
+        match self.moves:
+            case ():
+                held = min(self.nbytes, COPY_CHUNK)
+            case (Halve(n_heads) | Interleave(n_heads),):
+                held = 2 * self.nbytes // n_heads
+            case moves:
+                copies = sum(isinstance(op, Halve | Interleave) for op in moves)
+                held = (1 + copies) * self.nbytes + 2 * min(self.nbytes, COPY_CHUNK)
+        if self.cast is None:
+            return held
+        # A value before and after (each also as bytes), both widened, and the marks of a count.
+        wide = max(4, self.cast.source.type_size, self.cast.target.type_size)
+        value = 2 * (self.cast.source.type_size + self.cast.target.type_size + wide) + 4
+        return held + value * min(self.shape[0] * self.columns, CAST_NUMEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +163,27 @@ def derive_steps(
     args: ModelArgs,
     *,
     dtype: DType | None = None,
+    restore: bool = False,
 ) -> tuple[Step, ...]:
     """Derive the steps that turn one layout into another.
 
     ``dtype``: the storage type of the target; None keeps what the source has. Tensors that the
-    target holds in full precision become f32 either way.
+    target holds in full precision become f32 either way. ``restore``: what the source holds in
+    full precision by its own rule goes back to the type of the rest; the cast is exact, so values
+    that were not merely widened are refused when they are met.
+
+    Raises:
+        Refused: a tensor is stored in a type that cannot be transposed or cast.
     """
     places = {cell.slot: (stored, cell) for stored in source.values() for cell in stored.cells}
+    main = main_dtype(catalog.tensors.values()) if restore else None
     steps = []
     for stored in target.values():
-        dtypes = {catalog.tensors[places[c.slot][0].name].dtype for c in stored.cells}
-        kept = dtype or _common(dtypes)
+        held = {places[cell.slot][0].name: places[cell.slot][0] for cell in stored.cells}
+        kept = dtype or _common({_kept(catalog, found, main) for found in held.values()})
         wanted = DType.F32 if stored.full_precision else kept
-        parts = [_bridge(catalog, *places[cell.slot], cell, args, wanted) for cell in stored.cells]
+        bridge = _Bridge(catalog, args, wanted, exact=dtype is None)
+        parts = [bridge.part(*places[cell.slot], cell) for cell in stored.cells]
         steps.append(Step(TensorInfo(stored.name, wanted, stored.shape), _merge(parts)))
     return tuple(steps)
 
@@ -177,23 +212,41 @@ def assign_shards(
     )
 
 
+def _kept(catalog: Catalog, stored: StoredTensor, main: DType | None) -> DType:
+    """The type that a source tensor has, or had before its convention widened it."""
+    dtype = catalog.tensors[stored.name].dtype
+    widened = stored.full_precision and dtype is DType.F32
+    return main if widened and main in HALF_WIDTH else dtype
+
+
 def _common(dtypes: set[DType]) -> DType:
     """The type that holds all values where a target tensor joins several source types."""
-    return dtypes.pop() if len(dtypes) == 1 else DType.F32
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    return DType.F64 if DType.F64 in dtypes else DType.F32
 
 
-def _bridge(  # source side, target side, and what both share
-    catalog: Catalog,
-    stored: StoredTensor,
-    source: Cell,
-    target: Cell,
-    args: ModelArgs,
-    wanted: DType,
-) -> Part:
-    found = catalog.tensors[stored.name].dtype
-    ops = [*_to_canonical(source, args), *_from_canonical(target, args)]
-    kept = simplify(ops) + ((Cast(found, wanted),) if found is not wanted else ())
-    return Part(stored.name, source.start, source.stop, stored.columns, found, kept)
+@dataclass(frozen=True, slots=True)
+class _Bridge:
+    """From where the source keeps a canonical tensor to where the target does."""
+
+    catalog: Catalog
+    args: ModelArgs
+    wanted: DType
+    exact: bool
+
+    def part(self, stored: StoredTensor, source: Cell, target: Cell) -> Part:
+        found = self.catalog.tensors[stored.name].dtype
+        ops = simplify([*_to_canonical(source, self.args), *_from_canonical(target, self.args)])
+        if found is not self.wanted:
+            ops += (Cast(found, self.wanted, self.exact),)
+        computed = [op for op in ops if isinstance(op, Transpose | Cast)]
+        if computed and found not in FLOATS:
+            raise Refused(
+                f"{stored.name} is {found.label}, which cannot be transposed or cast",
+                hint="convert the checkpoint that it was made from (f32, f16 or bf16)",
+            )
+        return Part(stored.name, source.start, source.stop, stored.columns, found, ops)
 
 
 def _to_canonical(cell: Cell, args: ModelArgs) -> list[Op]:

@@ -83,14 +83,23 @@ def shard_index(plan: Plan) -> tuple[str, dict[str, Any]] | None:
 
 
 def headers(
-    file_format: str, args: ModelArgs, plan: Plan, name: str, tokenizer: bytes | None
+    file_format: str,
+    args: ModelArgs,
+    plan: Plan,
+    name: str,
+    tokenizer: bytes | None,
+    carried: Mapping[str, object] | None = None,
 ) -> list[Mapping[str, object]]:
-    """What each file of a plan carries in its own header beside the tensors."""
+    """What each file of a plan carries in its own header beside the tensors.
+
+    ``carried``: the key-values of a GGUF that is the source; its vocabulary goes on where no
+    tokenizer.model lies beside it.
+    """
     if file_format != "gguf":
         own: Mapping[str, object] = {"format": "pt"} if file_format == "safetensors" else {}
         return [own] * len(plan.shards)
     vocabulary = read_vocabulary(tokenizer) if tokenizer is not None else None
-    values = gguf_metadata(args, plan, name, vocabulary)
+    values = _carried_tokenizer(carried or {}) | gguf_metadata(args, plan, name, vocabulary)
     count = len(plan.shards)
     if count == 1:
         return [values]
@@ -119,12 +128,11 @@ def gguf_metadata(
 
     llama.cpp loads a file without freq_base, scores or token types, and talks nonsense.
     """
-    experts, size = args.n_experts, args.n_params // args.n_experts
     values: dict[str, tuple[str, object]] = {
         "general.architecture": ("str", "llama"),
         "general.type": ("str", "model"),
         "general.name": ("str", name),
-        "general.size_label": ("str", f"{experts}x{_short(size)}"),
+        "general.size_label": ("str", _size_label(args)),
         "general.file_type": ("u32", _FILE_TYPES.get(plan.main_dtype, 0)),
         "general.quantization_version": ("u32", 2),
         "general.source.tool": ("str", f"moetool {__version__}"),
@@ -155,6 +163,33 @@ def _gguf_tokenizer(vocabulary: Vocabulary, vocab_size: int) -> dict[str, tuple[
         "tokenizer.ggml.add_eos_token": ("bool", False),
         "tokenizer.ggml.add_space_prefix": ("bool", vocabulary.add_dummy_prefix),
     }
+
+
+def _carried_tokenizer(metadata: Mapping[str, object]) -> dict[str, tuple[str, object]]:
+    """The tokenizer.* keys of a GGUF with their types, which a read value does not show."""
+    found: dict[str, tuple[str, object]] = {}
+    for key, value in metadata.items():
+        name = key.removeprefix("tokenizer.")
+        match value:
+            case _ if name == key:
+                continue
+            case bool():
+                found[key] = ("bool", value)
+            case int():
+                found[key] = ("u32", value)
+            case str():
+                found[key] = ("str", value)
+            case list():
+                kind = {"ggml.scores": "f32", "ggml.token_type": "i32"}.get(name, "str")
+                found[key] = (f"arr[{kind}]", value)
+    return found
+
+
+def _size_label(args: ModelArgs) -> str:
+    """8x6B or 7B: what one expert's share of all parameters is, as names of releases have it."""
+    if not args.n_experts:
+        return _short(args.n_params)
+    return f"{args.n_experts}x{_short(args.n_params // args.n_experts)}"
 
 
 def _short(n_params: int) -> str:

@@ -1,7 +1,8 @@
 """Run one step: the bytes of a target tensor, a chunk at a time.
 
-Copies and row reorderings are done on bytes, without torch; a transpose or a cast holds the
-matrix of one expert at a time.
+A part goes through two stages: its rows are laid out (copied, reordered head by head, transposed),
+then cast. Copies and row reorderings are done on bytes, without torch; a transpose holds the matrix
+of one expert; a cast holds `CAST_NUMEL` values.
 """
 
 from __future__ import annotations
@@ -9,22 +10,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from moetool.convert.casts import CastAccount, Tally
 from moetool.convert.ops import Cast, Halve, Interleave, Reorder, Transpose
-from moetool.convert.plan import COPY_CHUNK, Part, Step
+from moetool.convert.plan import CAST_NUMEL, COPY_CHUNK, Part, Step
 from moetool.tensors import Buffer, Checkpoint, DType
 
 if TYPE_CHECKING:
     import torch
 
 
-def stream(checkpoint: Checkpoint, step: Step) -> Iterator[Buffer]:
-    """Yield the stored bytes of a step's target, in order."""
+def stream(
+    checkpoint: Checkpoint, step: Step, casts: CastAccount | None = None
+) -> Iterator[Buffer]:
+    """Yield the stored bytes of a step's target, in order; ``casts`` counts what is changed.
+
+    Raises:
+        LossyCast: values that may not change would.
+    """
+    account = casts or CastAccount(allow_overflow=True)
+    row = 0
     for part in step.parts:
-        yield from _stream_part(checkpoint, part)
+        if part.cast is None:
+            yield from _laid_out(checkpoint, part)
+        else:
+            tally = Tally()
+            yield from _cast(_laid_out(checkpoint, part), part.cast, tally)
+            account.add(step.target, part, part.cast, tally, row)
+        row += part.rows_out
 
 
-def _stream_part(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
-    match part.ops:
+def _laid_out(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
+    """The rows of a part in their new order, in the type of the source."""
+    match part.moves:
         case ():
             start, stop = part.byte_range
             for at in range(start, stop, COPY_CHUNK):
@@ -32,7 +49,7 @@ def _stream_part(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
         case (Halve() | Interleave() as op,):
             yield from _reorder_rows(checkpoint, part, op)
         case _:
-            yield _compute(checkpoint, part)
+            yield from _rearranged(checkpoint, part)
 
 
 def _reorder_rows(checkpoint: Checkpoint, part: Part, op: Reorder) -> Iterator[Buffer]:
@@ -45,17 +62,38 @@ def _reorder_rows(checkpoint: Checkpoint, part: Part, op: Reorder) -> Iterator[B
         yield b"".join(block[row * size : (row + 1) * size] for row in order)
 
 
-def _compute(checkpoint: Checkpoint, part: Part) -> Buffer:
-    tensor = to_torch(checkpoint.read(part.source, *part.byte_range), part.dtype, part.shape)
-    for op in part.ops:
+def _rearranged(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
+    """Hold a matrix, see it transposed, and give its new rows a slab at a time."""
+    tensor = to_torch(_whole(checkpoint, part), part.dtype, part.shape)
+    for op in part.moves:
         match op:
             case Transpose():
                 tensor = tensor.T
             case Halve() | Interleave():
                 tensor = _reordered(tensor, op)
-            case Cast(_, target):
-                tensor = tensor.to(torch_dtype(target))
-    return to_bytes(tensor)
+    rows = max(1, COPY_CHUNK // (tensor.shape[1] * tensor.itemsize))
+    for at in range(0, len(tensor), rows):
+        yield to_bytes(tensor[at : at + rows])
+
+
+def _whole(checkpoint: Checkpoint, part: Part) -> bytearray:
+    """All bytes of a part, in memory once: torch can use what it may write to."""
+    whole, (start, stop) = bytearray(part.nbytes), part.byte_range
+    for at in range(start, stop, COPY_CHUNK):
+        end = min(at + COPY_CHUNK, stop)
+        whole[at - start : end - start] = checkpoint.read(part.source, at, end)
+    return whole
+
+
+def _cast(blocks: Iterator[Buffer], cast: Cast, tally: Tally) -> Iterator[Buffer]:
+    size = CAST_NUMEL * cast.source.type_size
+    for block in blocks:
+        view = memoryview(block)
+        for at in range(0, view.nbytes, size):
+            before = to_torch(view[at : at + size], cast.source, (-1,))
+            after = before.to(torch_dtype(cast.target))
+            tally.count(before, after)
+            yield to_bytes(after)
 
 
 def _reordered(tensor: torch.Tensor, op: Reorder) -> torch.Tensor:

@@ -2,14 +2,20 @@
 
 --to safetensors   hf | hf-fused | mistral     model*.safetensors, consolidated*.safetensors
 --to pth           mistral | mistral-packed    consolidated.00.pth, consolidated.NN.pt
---to gguf          gguf                        NAME.gguf
+--to gguf          gguf | gguf-split           NAME.gguf
+--dtype            keep | bf16 | f16 | f32
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moetool.errors import UsageFault
+from moetool.tensors import DType
+
+if TYPE_CHECKING:
+    from moetool.arch.schema import Architecture, Convention
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,35 @@ TARGETS = (
     Target("gguf", "gguf", *_GGUF_FILES),
     Target("gguf", "gguf-split", *_GGUF_FILES),
 )
+
+
+DTYPES = {"keep": None, "bf16": DType.BF16, "f16": DType.F16, "f32": DType.F32}
+
+
+def find_dtype(name: str) -> DType | None:
+    """The type that ``--dtype`` names; None keeps what the source has.
+
+    Raises:
+        UsageFault: no such type can be asked for.
+    """
+    if name not in DTYPES:
+        raise UsageFault(f"no --dtype {name!r}", hint=f"one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def find_convention(architecture: Architecture, target: Target) -> Convention:
+    """The architecture's table for a target.
+
+    Raises:
+        UsageFault: the architecture has none of that name, as a dense model has no experts to pack.
+    """
+    for convention in architecture.conventions:
+        if convention.name == target.convention:
+            return convention
+    names = ", ".join(convention.name for convention in architecture.conventions)
+    raise UsageFault(
+        f"{architecture.title} has no layout {target.convention}", hint=f"its layouts: {names}"
+    )
 
 
 def find_target(file_format: str, layout: str | None) -> Target:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from moetool.formats.output import OutputFile
     from moetool.tensors import Catalog, Sink, TensorInfo
 
 __all__ = ["FileCheckpoint", "create", "open_checkpoint"]
@@ -109,11 +110,16 @@ def open_checkpoint(path: Path) -> FileCheckpoint:
     return FileCheckpoint(path, catalog, sources, file_set.directory)
 
 
-def create(path: Path, infos: Sequence[TensorInfo], metadata: Mapping[str, object]) -> Sink:
+def create(
+    path: Path,
+    infos: Sequence[TensorInfo],
+    metadata: Mapping[str, object],
+    into: OutputFile | None = None,
+) -> Sink:
     """Begin a file of the format that its suffix names; the tensors are written in this order.
 
     ``metadata`` is the format's own: texts for safetensors, (label, value) pairs for GGUF, and
-    nothing for .pth.
+    nothing for .pth. ``into`` is where the bytes go, by default a new file of that path.
 
     Raises:
         OutputExists: the file is there already.
@@ -121,9 +127,9 @@ def create(path: Path, infos: Sequence[TensorInfo], metadata: Mapping[str, objec
     """
     match path.suffix:
         case ".pth" | ".pt":
-            return PthSink(path, infos, root=path.stem)
+            return PthSink(path, infos, root=path.stem, into=into)
         case ".safetensors":
-            return SafetensorsSink(path, infos, metadata)
+            return SafetensorsSink(path, infos, metadata, into)
         case ".gguf":
-            return GgufSink(path, infos, metadata)
+            return GgufSink(path, infos, metadata, into)
     raise UsageFault(f"no format is called {path.suffix}", where=str(path))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from moetool.formats.output import OutputFile
     from moetool.tensors import Buffer, TensorInfo
 
 _VERSION = 3
@@ -36,7 +37,11 @@ class GgufSink:
     """
 
     def __init__(
-        self, path: Path, infos: Sequence[TensorInfo], metadata: Mapping[str, object]
+        self,
+        path: Path,
+        infos: Sequence[TensorInfo],
+        metadata: Mapping[str, object],
+        into: OutputFile | None = None,
     ) -> None:
         pairs = [_text(key) + _value(value) for key, value in metadata.items()]
         match metadata.get("general.alignment", ("u32", DEFAULT_ALIGNMENT)):
@@ -46,7 +51,7 @@ class GgufSink:
                 raise MoetoolError("general.alignment is not a u32", where=str(path))
         tensors = _tensor_infos(infos, self._alignment)
         head = MAGIC + struct.pack("<IQQ", _VERSION, len(infos), len(pairs))
-        self._output = Output(path, infos)
+        self._output = Output(path, infos, into)
         self._output.append(b"".join((head, *pairs, *tensors)))
         self._pad()
 

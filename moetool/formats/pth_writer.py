@@ -18,9 +18,10 @@ from moetool.formats.output import Output
 from moetool.formats.unpickler import STORAGE_DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from moetool.formats.output import OutputFile
     from moetool.tensors import Buffer, TensorInfo
 
 _ALIGNMENT: Final = 64
@@ -34,13 +35,17 @@ class PthSink:
     """A .pth file being written: ``root`` is the folder in the zip, by custom the file's stem."""
 
     def __init__(
-        self, path: Path, infos: Sequence[TensorInfo], root: str = "consolidated.00"
+        self,
+        path: Path,
+        infos: Sequence[TensorInfo],
+        root: str = "consolidated.00",
+        into: OutputFile | None = None,
     ) -> None:
         self._keys = {info.name: str(index) for index, info in enumerate(infos)}
         if len(self._keys) != len(infos):
             raise MoetoolError("a tensor was announced twice", where=str(path))
         pickle = write_state_dict(infos)
-        self._output = Output(path, infos)
+        self._output = Output(path, infos, into)
         self._archive = _Archive(self._output, root)
         small = (*_SMALL_MEMBERS, ("byteorder", b"little"))
         for name, content in (("data.pkl", pickle), *small):
@@ -50,7 +55,16 @@ class PthSink:
         """Write the bytes of one tensor, in the announced order."""
         info = self._output.next_tensor(name)
         self._archive.begin(f"data/{self._keys[name]}", info.nbytes)
-        self._archive.end(self._output.copy(info, chunks))
+        crc = 0
+
+        def checked() -> Iterator[Buffer]:
+            nonlocal crc
+            for chunk in chunks:
+                crc = zlib.crc32(chunk, crc)
+                yield chunk
+
+        self._output.copy(info, checked())
+        self._archive.end(crc)
 
     def write_hole(self, name: str) -> None:
         """Write a tensor of zeros that takes no room on disk, with the CRC-32 of those zeros."""
@@ -195,13 +209,26 @@ def crc32_of_zeros(nbytes: int) -> int:
     A zero byte multiplies the register by x^8 modulo the polynomial, so n of them by x^(8n).
     Source: madler/zlib: crc32.c (multmodp, x2nmodp).
     """
-    register, power, exponent = 0xFFFFFFFF, 1 << 23, nbytes  # bit 23 is x^8
+    return _shift(0xFFFFFFFF, nbytes) ^ 0xFFFFFFFF
+
+
+def crc32_combine(first: int, second: int, nbytes: int) -> int:
+    """The CRC-32 of two runs of bytes from that of each; ``nbytes`` is the second's length.
+
+    Source: madler/zlib: crc32.c (crc32_combine_).
+    """
+    return _shift(first, nbytes) ^ second
+
+
+def _shift(register: int, nbytes: int) -> int:
+    """Multiply by x^(8 nbytes), by squaring."""
+    power, exponent = 1 << 23, nbytes  # bit 23 is x^8
     while exponent:
         if exponent & 1:
             register = _multiply(register, power)
         power = _multiply(power, power)
         exponent >>= 1
-    return register ^ 0xFFFFFFFF
+    return register
 
 
 def _multiply(a: int, b: int) -> int:

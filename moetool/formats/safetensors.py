@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.extents import ByteSource
+    from moetool.formats.output import OutputFile
     from moetool.tensors import Buffer
 
 _PREFIX: Final = 8
@@ -151,10 +152,14 @@ class SafetensorsSink:
     """A safetensors file being written: the header first, since every shape is known."""
 
     def __init__(
-        self, path: Path, infos: Sequence[TensorInfo], metadata: Mapping[str, object]
+        self,
+        path: Path,
+        infos: Sequence[TensorInfo],
+        metadata: Mapping[str, object],
+        into: OutputFile | None = None,
     ) -> None:
         header = _write_header(infos, metadata)
-        self._output = Output(path, infos)
+        self._output = Output(path, infos, into)
         self._output.append(header)
 
     def write(self, name: str, chunks: Iterable[Buffer]) -> None:

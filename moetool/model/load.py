@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.arch.mixtral import MISTRAL
 from moetool.arch.schema import expand
 from moetool.convert.plan import Step, derive_steps
 from moetool.convert.stream import stream, to_torch, torch_dtype
@@ -163,6 +162,6 @@ def canonical_steps(catalog: Catalog, recognized: Recognized) -> dict[str, Step]
                 f"{info.name} is {info.dtype.label}, which is not run yet",
                 hint="run the checkpoint it was made from (f32, f16 or bf16)",
             )
-    target = expand(MISTRAL, recognized.args)
+    target = expand(recognized.architecture.raw, recognized.args)
     steps = derive_steps(catalog, recognized.layout, target, recognized.args)
     return {step.target.name: step for step in steps}

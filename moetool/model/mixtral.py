@@ -181,7 +181,7 @@ class Transformer:
         h_TD = h_TD + self._attention(layer, x_TD, cache)
         if probe:
             probe.hidden(layer, "attention", h_TD)
-        h_TD = h_TD + self._experts(layer, self._norm(layer, "ffn_norm", h_TD), probe)
+        h_TD = h_TD + self._feed_forward(layer, self._norm(layer, "ffn_norm", h_TD), probe)
         if probe:
             probe.hidden(layer, "experts", h_TD)
         return h_TD
@@ -203,6 +203,13 @@ class Transformer:
     def _heads(self, layer: int, name: str, x_TD: Tensor) -> Tensor:
         rows = linear(x_TD, self.weights[f"layers.{layer}.attention.{name}.weight"])
         return rows.view(len(x_TD), -1, self.args.head_dim)
+
+    def _feed_forward(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
+        """Choose and mix experts; a dense Mistral has one SwiGLU in their place."""
+        if self.args.n_experts:
+            return self._experts(layer, x_TD, probe)
+        name = f"layers.{layer}.feed_forward"
+        return swiglu(x_TD, *(self.weights[f"{name}.{w}.weight"] for w in SWIGLU))
 
     def _experts(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
         name = f"layers.{layer}.feed_forward"

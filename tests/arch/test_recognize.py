@@ -1,19 +1,22 @@
 """A catalog is recognised by all its names and shapes, or refused with all findings."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from moetool.arch import spelling
+from moetool.arch.mistral import DENSE
 from moetool.arch.mixtral import MIXTRAL
-from moetool.arch.recognize import match_names, read_json, recognize
+from moetool.arch.recognize import read_json, recognize
 from moetool.arch.schema import expand
+from moetool.convert.synthetic import GEOMETRIES
 from moetool.errors import BadHeader, InconsistentCheckpoint, UnknownConvention
 from moetool.tensors import Catalog, DType, TensorInfo
 
 
-def catalog_of(name, args):
-    convention = MIXTRAL.convention(name)
+def catalog_of(name, args, architecture=MIXTRAL):
+    convention = architecture.convention(name)
     infos = {n: TensorInfo(n, DType.BF16, s.shape) for n, s in expand(convention, args).items()}
     metadata = {key: value for key, (_, value) in spelling.to_gguf(args).items()}
     metadata["general.architecture"] = "llama"
@@ -58,29 +61,52 @@ def test_layers_beyond_the_declared_ones_are_unexpected(small_args, changed_args
     assert all(finding.startswith("unexpected layers.1.") for finding in caught.value.findings)
 
 
-@pytest.mark.parametrize(
-    ("stranger", "family"),
-    [
-        ("model.layers.0.self_attn.q_proj.bias", "Phi-3.5-MoE"),
-        ("model.layers.0.mlp.shared_experts.gate_proj.weight", "DeepSeek"),
-        ("model.layers.0.mlp.gate.e_score_correction_bias", "MiniMax"),
-        ("model.layers.0.self_attn.q_norm.weight", "Qwen3"),
-        ("layers.0.feed_forward.w1.weight", "dense Mistral"),
-    ],
-)
-def test_look_alikes_are_refused_by_name(stranger, family, small_args):
-    """Mixtral's names with a stranger among them are another family."""
-    names = [*expand(MIXTRAL.convention("hf"), small_args), stranger]
-    with pytest.raises(UnknownConvention, match=family):
-        match_names(names)
-
-
 def test_a_mixtral_named_model_of_another_type_is_refused(small_args, tmp_path):
     """Phi-3.5-MoE's config says phimoe; its router is another."""
     config = spelling.to_config_json(small_args, "bfloat16") | {"model_type": "phimoe"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnknownConvention, match="phimoe"):
+    with pytest.raises(UnknownConvention, match=r"Phi-3\.5-MoE: a sparsemixer router"):
         recognize(catalog_of("hf", small_args), tmp_path)
+
+
+def test_a_type_that_nobody_knows_is_refused_too(small_args, tmp_path):
+    """Mixtral's names and shapes under a type of tomorrow are not taken for Mixtral."""
+    config = spelling.to_config_json(small_args, "bfloat16") | {"model_type": "mixtral_next"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownConvention, match="mixtral_next"):
+        recognize(catalog_of("hf", small_args), tmp_path)
+
+
+@pytest.mark.parametrize("name", [convention.name for convention in DENSE.conventions])
+def test_each_dense_convention_is_recognised(name, dense_args, tmp_path):
+    """Names and hyperparameters together choose the dense family."""
+    write_side_files(tmp_path, dense_args)
+    found = recognize(catalog_of(name, dense_args, DENSE), tmp_path)
+    assert (found.architecture, found.convention.name) == (DENSE, name)
+    assert found.args.sliding_window == 16
+    assert found.args.rope_theta == 1e4
+
+
+def test_dense_names_with_a_mixtures_hyperparameters_are_refused(small_args, dense_args, tmp_path):
+    """A params.json that lies beside the wrong weights is told apart at once."""
+    write_side_files(tmp_path, small_args)
+    with pytest.raises(InconsistentCheckpoint, match="the hyperparameters have 3 experts"):
+        recognize(catalog_of("mistral", dense_args, DENSE), tmp_path)
+    write_side_files(tmp_path, dense_args)
+    with pytest.raises(InconsistentCheckpoint, match="the hyperparameters have no experts"):
+        recognize(catalog_of("mistral", small_args), tmp_path)
+
+
+@pytest.mark.parametrize("vocab_size", [32000, 32768])
+def test_8x22b_is_recognised_in_its_own_form(vocab_size, tmp_path):
+    """1,739 tensors of consolidated.safetensors: vocabulary of the base model and of v0.3."""
+    args = replace(GEOMETRIES["8x22b"], vocab_size=vocab_size)
+    write_side_files(tmp_path, args)
+    catalog = catalog_of("mistral", args)
+    found = recognize(Catalog("safetensors", catalog.tensors, {}), tmp_path)
+    assert len(catalog.tensors) == 1739
+    assert found.args.n_params == {32000: 140_620_634_112, 32768: 140_630_071_296}[vocab_size]
+    assert found.args.max_seq_len == 65536
 
 
 def test_without_side_file_the_next_step_is_said(small_args, tmp_path):
@@ -97,3 +123,48 @@ def test_side_files_that_are_no_object_are_refused(text, tmp_path):
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BadHeader):
         read_json(path)
+
+
+def gguf_with_vocabulary(args, **changes):
+    """A GGUF's catalog with a vocabulary of pieces and 256 bytes."""
+    catalog = catalog_of("gguf", args)
+    n_words = args.vocab_size - 256
+    values = {
+        "model": "llama",
+        "tokens": [*(f"w{i}" for i in range(n_words)), *(f"<0x{i:02X}>" for i in range(256))],
+        "scores": [-float(i) for i in range(args.vocab_size)],
+        "token_type": [1] * n_words + [6] * 256,
+    } | changes
+    found = {f"tokenizer.ggml.{key}": value for key, value in values.items() if value is not None}
+    return Catalog("gguf", catalog.tensors, {}, {**catalog.metadata, **found})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scores": [0.0] * 300}, "all scores are alike"),
+        ({"scores": None}, "0 entries of tokenizer.ggml.scores"),
+        ({"token_type": [1] * 300}, "256 tokens are spelled as bytes, 0 marked as such"),
+        ({"token_type": [1] * 299}, "299 entries of tokenizer.ggml.token_type"),
+        ({"tokens": ["a", "b"]}, "2 tokens for a vocabulary of 300"),
+    ],
+)
+def test_a_gguf_that_llama_cpp_would_tokenise_wrongly_is_refused(
+    changes, said, small_args, changed_args, tmp_path
+):
+    """What loads there without a word, and changes the ids, is named here."""
+    args = changed_args(small_args, vocab_size=300)
+    assert recognize(gguf_with_vocabulary(args), tmp_path).args.vocab_size == 300
+    with pytest.raises(InconsistentCheckpoint) as caught:
+        recognize(gguf_with_vocabulary(args, **changes), tmp_path)
+    assert any(said in finding for finding in caught.value.findings)
+
+
+def test_a_gguf_that_lacks_one_layers_experts_is_refused(small_args, tmp_path):
+    """llama.cpp loads it and talks nonsense."""
+    catalog = catalog_of("gguf", small_args)
+    tensors = dict(catalog.tensors)
+    del tensors["blk.1.ffn_gate_exps.weight"]
+    with pytest.raises(InconsistentCheckpoint) as caught:
+        recognize(Catalog("gguf", tensors, {}, catalog.metadata), tmp_path)
+    assert caught.value.findings == ("missing blk.1.ffn_gate_exps.weight",)

@@ -114,7 +114,6 @@ def test_nonsense_is_refused_by_name(change, said):
     "data",
     [
         {"hidden_size": 8, "model_type": "phimoe"},
-        {key: value for key, value in PUBLISHED.items() if key != "moe"},
         PUBLISHED | {"moe": {"num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 1}},
     ],
 )
@@ -122,6 +121,67 @@ def test_other_families_are_refused(data):
     """A look-alike is refused by its declared kind, whatever its tensors are called."""
     with pytest.raises(UnknownConvention):
         spelling.from_params_json(data)
+
+
+# mistral-7B-v0.1's params.json: no moe, no theta, a sliding window.
+PUBLISHED_7B = {
+    "dim": 4096, "n_layers": 32, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32,
+    "n_kv_heads": 8, "norm_eps": 1e-05, "sliding_window": 4096, "vocab_size": 32000,
+}  # fmt: skip
+
+
+def test_mistral_7b_is_dense_with_theta_1e4():
+    """7,241,732,096 parameters, all of them active; written again with the same keys."""
+    args = spelling.from_params_json(PUBLISHED_7B)
+    assert (args.n_params, args.n_params_active) == (7_241_732_096, 7_241_732_096)
+    assert (args.n_experts, args.n_experts_per_tok) == (0, 0)
+    assert (args.rope_theta, args.sliding_window, args.max_seq_len) == (1e4, 4096, 32768)
+    assert spelling.to_params_json(args) == PUBLISHED_7B
+
+
+def test_mistral_7b_comes_back_from_every_spelling():
+    """config.json says MistralForCausalLM and nothing of experts; GGUF keeps the window."""
+    args = replace(spelling.from_params_json(PUBLISHED_7B), assumed=())
+    config = json.loads(json.dumps(spelling.to_config_json(args, "bfloat16")))
+    assert (config["architectures"], config["model_type"]) == (["MistralForCausalLM"], "mistral")
+    assert (config["sliding_window"], config["rope_theta"]) == (4096, 1e4)
+    assert not [key for key in config if "expert" in key or "router" in key]
+    assert spelling.from_config_json(config) == args
+    values = {key: value for key, (_, value) in spelling.to_gguf(args).items()}
+    assert not [key for key in values if "expert" in key]
+    assert spelling.from_gguf({"general.architecture": "llama", **values}) == args
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"model_type": "phimoe"}, "Phi-3.5-MoE"),
+    ],
+)
+def test_other_maths_under_the_same_names_is_refused(change, said):
+    """Scaled angles or another activation make the same weights another function."""
+    config = spelling.to_config_json(spelling.from_params_json(PUBLISHED), "bfloat16")
+    with pytest.raises(UnknownConvention, match=said):
+        spelling.from_config_json(config | change)
+
+
+def test_scaled_angles_in_a_gguf_are_refused():
+    """To llama.cpp a Llama 3.1 and a Mistral are both llama; the scaling tells them apart."""
+    values = {key: value for key, (_, value) in spelling.to_gguf(
+        spelling.from_params_json(PUBLISHED_7B)).items()}  # fmt: skip
+    values |= {"general.architecture": "llama", "llama.rope.scaling.type": "linear"}
+    with pytest.raises(UnknownConvention, match="scaled by 'linear'"):
+        spelling.from_gguf(values)
+
+
+def test_a_mixture_of_no_experts_cannot_be():
+    """Zero experts, two of which are used, is nonsense rather than dense."""
+    with pytest.raises(InconsistentCheckpoint) as caught:
+        spelling.from_params_json(PUBLISHED | {"moe": {"num_experts": 0, "num_experts_per_tok": 2}})
+    assert "n_experts is 0, expected 1" in caught.value.findings[0]
 
 
 def test_gguf_without_freq_base_is_refused():

@@ -2,8 +2,18 @@
 
 import json
 import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+
+from moetool.convert.journal import Journal, Past, Work
+from moetool.formats import open_checkpoint
 
 
 @pytest.fixture
@@ -19,8 +29,8 @@ def test_the_default_is_hf_beside_the_source(raw, moetool):
     out = raw.with_name("raw-hf")
     assert report["out"] == str(out)
     assert sorted(os.listdir(out)) == [
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer.model", "tokenizer_config.json",
+        "config.json", "generation_config.json", "model.safetensors", "moetool-manifest.json",
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
 
 
@@ -91,3 +101,105 @@ def test_without_path_the_current_folder_is_taken_and_named(raw, moetool):
     done = moetool("convert", cwd=raw, check=0)
     assert "using the checkpoint in the current folder" in done.stderr
     assert raw.with_name("raw-hf").is_dir()
+
+
+def test_force_moves_the_old_output_aside(raw, moetool):
+    """OUT.old-1 is what was there."""
+    moetool("convert", raw, check=0)
+    (raw.with_name("raw-hf") / "note").write_text("mine")
+    moetool("convert", raw, "--force", check=0)
+    assert (raw.with_name("raw-hf.old-1") / "note").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_within_two_seconds_and_prints_the_command_to_go_on(
+    number, code, raw, tmp_path
+):
+    """What is kept is counted, the command works as it is printed, and it goes on."""
+    pipe = tmp_path / "go"
+    program = (
+        "import os, sys, time\n"
+        "from moetool.formats import FileCheckpoint\n"
+        "real, reads = FileCheckpoint.read, []\n"
+        "def read(self, *where):\n"
+        "    reads.append(1)\n"
+        "    if len(reads) == 30:\n"
+        f"        open({str(pipe)!r}, 'w').close()\n"
+        "        time.sleep(60)\n"
+        "    return real(self, *where)\n"
+        "FileCheckpoint.read = read\n"
+        "from moetool.cli.app import run\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    words = ["convert", "raw", "--out", "o u t", "--max-shard-size", "1MB"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as child:
+        until = time.monotonic() + 30
+        while not pipe.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        began = time.monotonic()
+        child.send_signal(number)
+        _, told = child.communicate(timeout=20)
+    assert time.monotonic() - began < 2
+    assert child.returncode == code, told
+    assert "Traceback" not in told
+    assert re.search(r"[1-9]\d* of \d+ files are finished", told), told
+    command = told.rpartition("to go on: ")[2].strip()
+    assert not (tmp_path / "o u t").exists()
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)], cwd="/", capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "were there from an earlier run" in done.stdout
+    assert (tmp_path / "o u t" / "moetool-manifest.json").is_file()
+
+
+def test_other_options_name_both_plans(raw, moetool):
+    """Exit 7, what differs, and the way out."""
+    partial = raw.with_name("raw-hf.partial")
+    moetool("convert", raw, "--max-shard-size", "1MB", check=0)
+    assert not partial.exists()
+    out = raw.with_name("raw-hf")
+    shutil.rmtree(out)
+    (out.parent / "raw-hf.partial").mkdir()
+    work = Work("0" * 64, (), {"to": "gguf"})
+    Journal(partial, Past(work))
+    done = moetool("convert", raw, check=7)
+    assert "begun as plan 0000000000000000" in done.stderr
+    assert "--restart" in done.stderr
+    moetool("convert", raw, "--restart", check=0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--max-shard-size", "1MB"), ("--to", "gguf"), ("--to", "pth")],
+    ids=" ".join,
+)
+def test_verify_finds_any_flipped_byte_by_file_and_tensor(words, raw, moetool, tmp_path):
+    """The manifest speaks of every file, and of every tensor in it."""
+    out = tmp_path / "out"
+    moetool("convert", raw, "--out", out, *words, check=0)
+    assert re.search(r"^MATCH ", moetool("verify", out, check=0).stdout, re.MULTILINE)
+    with open_checkpoint(out) as checkpoint:
+        name, extent = max(checkpoint.catalog.extents.items(), key=lambda item: item[1].nbytes)
+    places = [(path, path.stat().st_size // 3) for path in out.iterdir() if path != extent.path][
+        ::4
+    ]
+    for path, at in [(extent.path, extent.offset + extent.nbytes // 2), *places]:
+        before = path.read_bytes()
+        path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+        done = moetool("verify", out, check=3)
+        assert path.name in done.stdout + done.stderr
+        assert (name in done.stdout) == (path == extent.path)
+        path.write_bytes(before)
+    moetool("verify", out, check=0)
+
+
+def test_verify_misses_a_file_that_the_manifest_names(raw, moetool):
+    """A side file is a part of the output."""
+    moetool("convert", raw, check=0)
+    (raw.with_name("raw-hf") / "generation_config.json").unlink()
+    assert "missing" in moetool("verify", raw.with_name("raw-hf"), check=3).stdout

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from moetool.convert.ops import Cast, Halve, Interleave, Transpose, inverse, simplify
 from moetool.convert.plan import Part, Step
-from moetool.convert.stream import stream, to_torch
+from moetool.convert.stream import stream, to_torch, torch_dtype
 from moetool.tensors import Catalog, DType, TensorInfo
 
 
@@ -69,6 +69,38 @@ def test_a_cast_is_never_dropped_against_its_way_back():
     """Rounding does not come back."""
     there, back = Cast(DType.F32, DType.BF16), Cast(DType.BF16, DType.F32)
     assert simplify([there, back]) == (there, back)
+
+
+ops = st.sampled_from([Halve(2), Halve(3), Interleave(2), Interleave(3), Transpose()])
+
+
+@given(st.lists(ops, max_size=6))
+def test_any_chain_is_undone_by_its_inverses_in_reverse(chain):
+    """Nothing is left of a chain and its way back, and what is simplified computes the same."""
+    assert simplify([*chain, *map(inverse, reversed(chain))]) == ()
+    matrix = torch.randn(12, 12)
+    expected = matrix
+    for op in chain:
+        expected = apply(expected, [op])
+    assert torch.equal(apply(matrix, simplify(chain)), expected)
+
+
+@given(sizes, st.sampled_from([DType.F16, DType.F32, DType.BF16]))
+def test_a_cast_behind_any_move_casts_the_moved(size, target):
+    """Laying out and casting are two stages; their order does not matter to a value."""
+    heads, half, columns = size
+    matrix = torch.randn(heads * half * 2, columns).to(torch.bfloat16)
+    for moves in ([], [Halve(heads)], [Transpose()], [Interleave(heads), Transpose()]):
+        cast = [Cast(DType.BF16, target)] if target is not DType.BF16 else []
+        moved = apply(matrix, moves, DType.BF16)
+        expected = moved.to(torch_dtype(target))
+        assert torch.equal(apply(matrix, [*moves, *cast], DType.BF16), expected)
+
+
+def test_ops_print_as_words():
+    """A plan is read by people."""
+    assert str(Cast(DType.BF16, DType.F16)) == "bf16 to f16"
+    assert str(Cast(DType.F32, DType.BF16, exact=True)) == "f32 to bf16 exactly"
 
 
 def test_cast_rounds_as_torch_does():

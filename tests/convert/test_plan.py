@@ -1,13 +1,16 @@
 """Plans: every pair of layouts and back is the identity, and copies stay copies."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from moetool.arch.args import ModelArgs
 from moetool.arch.mixtral import MISTRAL, MIXTRAL
 from moetool.arch.schema import expand
 from moetool.convert.ops import Halve
 from moetool.convert.plan import Part, Plan, assign_shards, derive_steps
 from moetool.convert.stream import stream
-from moetool.convert.synthetic import GEOMETRIES
+from moetool.convert.synthetic import GEOMETRIES, RandomCheckpoint
 from moetool.tensors import Catalog, DType, TensorInfo
 
 NAMES = [convention.name for convention in MIXTRAL.conventions]
@@ -29,14 +32,20 @@ def test_every_pair_keeps_every_value(there, back, in_layout, small_args):
     """There and on to a third layout equals going there directly, bit for bit."""
     source, layout = in_layout(there)
     expected, wanted = in_layout(back)
-    steps = derive_steps(source.catalog, layout, wanted, small_args, dtype=None)
-    for step in steps:
-        made = b"".join(stream(source, step))
-        held = expected.catalog.tensors[step.target.name]
-        if held.dtype is step.target.dtype:
-            assert made == expected.data[step.target.name], step.target.name
-        else:  # a gguf keeps norms and router in f32; going on keeps what it finds
-            assert len(made) == step.target.nbytes
+    for step in derive_steps(source.catalog, layout, wanted, small_args, restore=True):
+        assert step.target == expected.catalog.tensors[step.target.name]
+        assert b"".join(stream(source, step)) == expected.data[step.target.name], step.target.name
+
+
+def test_without_restore_what_a_gguf_widened_stays(in_layout, small_args):
+    """The runner takes norms and router as they are stored."""
+    source, layout = in_layout("gguf")
+    steps = derive_steps(source.catalog, layout, expand(MISTRAL, small_args), small_args)
+    kinds = {step.target.name: step.target.dtype for step in steps}
+    assert kinds["layers.0.ffn_norm.weight"] is DType.F32
+    assert kinds["layers.0.feed_forward.gate.weight"] is DType.F32
+    assert kinds["layers.0.attention.wq.weight"] is DType.BF16
+    assert not any(part.cast for step in steps for part in step.parts)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,3 +112,60 @@ def test_parts_that_lie_side_by_side_become_one():
     assert all(len(step.parts) == 1 for step in fused.steps)
     part = full_plan("mistral-packed", "gguf").steps[9].parts
     assert all(isinstance(p, Part) for p in part)
+
+
+geometries = st.builds(
+    lambda heads, groups, **rest: ModelArgs(n_heads=heads * groups, n_kv_heads=heads, **rest),
+    heads=st.integers(1, 3), groups=st.integers(1, 3), dim=st.integers(1, 9),
+    n_layers=st.integers(1, 2), head_dim=st.integers(1, 4).map(lambda half: 2 * half),
+    hidden_dim=st.integers(1, 9), norm_eps=st.just(1e-5), vocab_size=st.integers(1, 9),
+    n_experts=st.integers(1, 4), n_experts_per_tok=st.just(1),
+)  # fmt: skip
+
+
+@given(geometries, st.sampled_from(NAMES), st.sampled_from(NAMES), st.integers(1, 4000))
+def test_any_plan_reads_every_source_byte_once(args, there, back, limit):
+    """Whatever the geometry: parts tile the source, steps the target, and no shard overflows."""
+    layout, wanted = (expand(MIXTRAL.convention(name), args) for name in (there, back))
+    infos = {n: TensorInfo(n, DType.BF16, s.shape) for n, s in layout.items()}
+    steps = derive_steps(Catalog("", infos, {}), layout, wanted, args)
+    read = {name: [] for name in infos}
+    for step in steps:
+        assert sum(part.rows_out for part in step.parts) * wanted[step.target.name].columns == (
+            step.target.numel
+        )
+        for part in step.parts:
+            read[part.source].append(part.byte_range)
+    for name, ranges in read.items():
+        edges = [0, *(stop for _, stop in sorted(ranges))]
+        assert [start for start, _ in sorted(ranges)] == edges[:-1]
+        assert edges[-1] == infos[name].nbytes
+    shards = assign_shards(steps, "one", "{index}-of-{count}", limit)
+    assert [step for shard in shards for step in shard.steps] == list(steps)
+    assert all(shard.nbytes <= limit or len(shard.steps) == 1 for shard in shards)
+
+
+@given(geometries, st.sampled_from(NAMES), st.sampled_from(NAMES))
+def test_any_geometry_goes_there_and_back(args, there, back):
+    """Odd and tiny shapes, one head or several: the bits come back through any two layouts."""
+    source = RandomCheckpoint(args, 1)
+    held, data = source.catalog, source
+    layout = source.layout
+    for name in (there, back, there, "mistral"):
+        target = expand(MIXTRAL.convention(name), args)
+        steps = derive_steps(held, layout, target, args, restore=True)
+        made = {step.target.name: b"".join(stream(data, step)) for step in steps}
+        held = Catalog("", {step.target.name: step.target for step in steps}, {})
+        data, layout = Made(made), target
+    expected = {name: bytes(source.read(name)) for name in source.catalog.tensors}
+    assert data.made == expected
+
+
+class Made:
+    """Tensors in memory."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def read(self, name, start=0, stop=None):
+        return self.made[name][start:stop]

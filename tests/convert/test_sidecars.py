@@ -87,3 +87,31 @@ def test_a_unigram_model_is_refused_by_kind(tokenizer):
         tokenizer_json(replace(vocabulary, model_type="unigram"))
     with pytest.raises(Refused, match="rewriting normaliser"):
         tokenizer_json(replace(vocabulary, has_charsmap=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [({}, "8x6B"), ({"n_experts": 0, "n_experts_per_tok": 0, "sliding_window": 4096}, "7B")],
+)
+def test_a_gguf_says_its_size_as_releases_do(changes, label, changed_args, plan):
+    """8x7B's experts share 46.7 B; a dense 7B has one number."""
+    from moetool.convert.synthetic import GEOMETRIES
+
+    args = changed_args(GEOMETRIES["8x7b"], **changes)
+    (values, *_) = headers("gguf", args, plan, "name", None)
+    assert values["general.size_label"] == ("str", label)
+    assert ("llama.expert_count" in values) == (args.n_experts > 0)
+
+
+def test_the_vocabulary_of_a_gguf_is_carried_on(small_args, plan):
+    """Types that a read value does not show are those that llama.cpp expects."""
+    carried = {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.scores": [0.5],
+               "tokenizer.ggml.token_type": [1], "tokenizer.ggml.bos_token_id": 1,
+               "tokenizer.ggml.add_bos_token": True, "general.name": "old"}  # fmt: skip
+    (values, *_) = headers("gguf", small_args, plan, "name", None, carried)
+    found = {key: values[f"tokenizer.ggml.{key}"] for key in
+             ("tokens", "scores", "token_type", "bos_token_id", "add_bos_token")}  # fmt: skip
+    assert found == {"tokens": ("arr[str]", ["a"]), "scores": ("arr[f32]", [0.5]),
+                     "token_type": ("arr[i32]", [1]), "bos_token_id": ("u32", 1),
+                     "add_bos_token": ("bool", True)}  # fmt: skip
+    assert values["general.name"] == ("str", "name")

@@ -90,7 +90,7 @@ def test_the_mode_follows_the_umask(tmp_path):
         (errno.EIO, SystemFault),
     ],
 )
-@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
 def test_the_systems_no_is_ours(tmp_path, monkeypatch, number, kind, call):
     """A full disk and an I/O error, in a write or at the sync."""
 
@@ -107,8 +107,8 @@ def test_the_systems_no_is_ours(tmp_path, monkeypatch, number, kind, call):
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
     """The system may take a part only."""
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, content: write(fd, content[:3]))
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, content, at: write(fd, content[:3], at))
     output = Output(tmp_path / "x", [])
     output.append(b"0123456789")
     output.finish()

@@ -141,3 +141,100 @@ def test_the_real_tokenizer_of_the_release_too(tmp_path, small_args):
     config = spelling.to_config_json(small_args, "bfloat16")
     (tmp_path / "config.json").write_text(json.dumps(config))
     same_ids(tmp_path, tmp_path / "tokenizer.model")
+
+
+def tensors_of(folder):
+    """All tensors of a folder of safetensors."""
+    from safetensors.torch import load_file
+
+    return {
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def equal_tensors(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype is tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def test_what_transformers_saves_is_what_we_wrote(converted, tmp_path):
+    """save_pretrained of the loaded model: the files of the layout it came from, bit for bit."""
+    loaded = transformers.MixtralForCausalLM.from_pretrained(converted, dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "theirs")
+    equal_tensors(tensors_of(converted), tensors_of(tmp_path / "theirs"))
+
+
+def test_the_fused_layout_is_what_transformers_holds_in_memory(converted, tmp_path):
+    """state_dict of the loaded model, name for name and bit for bit."""
+    from moetool.convert.job import open_source, prepare
+    from moetool.convert.targets import find_target
+    from moetool.formats import open_checkpoint
+
+    loaded = transformers.MixtralForCausalLM.from_pretrained(converted, dtype=torch.bfloat16)
+    with open_checkpoint(converted) as checkpoint:
+        target = find_target("safetensors", "hf-fused")
+        prepare(open_source(checkpoint), target, tmp_path / "fused").run()
+    equal_tensors(tensors_of(tmp_path / "fused"), dict(loaded.state_dict()))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A random MistralForCausalLM with a window of 24, as transformers saves it."""
+    config = transformers.MistralConfig(
+        vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=24,
+        max_position_embeddings=512, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dense") / "theirs"
+    transformers.MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_a_dense_mistral_of_transformers_goes_to_raw_and_back(dense, tmp_path):
+    """Bit-identical after raw .pth and after GGUF, and loaded again with the same config."""
+    from moetool.convert.job import open_source, prepare
+    from moetool.convert.targets import find_target
+    from moetool.formats import open_checkpoint
+
+    expected, source = tensors_of(dense), dense
+    for step, words in enumerate([("pth", None), ("gguf", None), ("safetensors", "hf")]):
+        with open_checkpoint(source) as checkpoint:
+            prepare(open_source(checkpoint), find_target(*words), tmp_path / str(step)).run()
+        source = tmp_path / str(step)
+    equal_tensors(tensors_of(source), expected)
+    theirs = transformers.AutoConfig.from_pretrained(dense)
+    ours = transformers.AutoConfig.from_pretrained(source)
+    assert type(ours) is type(theirs)
+    for field in ("sliding_window", "max_position_embeddings", "rms_norm_eps", "head_dim"):
+        assert getattr(ours, field) == getattr(theirs, field), field
+    assert ours.rope_parameters["rope_theta"] == theirs.rope_parameters["rope_theta"] == 1e4
+
+
+def test_a_dense_mistral_has_transformers_logits_in_our_runner(dense, tmp_path):
+    """Through our raw .pth, beyond the window: one SwiGLU for each layer, no router."""
+    from moetool.convert.job import open_source, prepare
+    from moetool.convert.targets import find_target
+    from moetool.formats import open_checkpoint
+    from moetool.model.load import open_weights
+    from moetool.model.mixtral import Transformer
+
+    with open_checkpoint(dense) as checkpoint:
+        prepare(open_source(checkpoint), find_target("pth", None), tmp_path / "raw").run()
+    theirs = transformers.MistralForCausalLM.from_pretrained(
+        dense, dtype=torch.float32, attn_implementation="eager"
+    )
+    tokens = torch.randint(101, (80,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs(tokens[None]).logits[0]
+    with open_checkpoint(tmp_path / "raw") as checkpoint:
+        recognized = open_source(checkpoint).recognized
+        weights = open_weights(checkpoint, recognized, torch.device("cpu"), torch.float32)
+        ours = Transformer(recognized.args, weights)
+        logits = ours.forward(tokens, ours.new_cache(80))
+    assert (logits - expected).abs().max() < 1e-4 * max(1.0, float(expected.std()))

@@ -152,9 +152,9 @@ def shipped_text(subject: Subject) -> tuple[str, list[int]]:
     return name, subject.tokenizer.encode(text)[:window]
 
 
-def finite_everywhere(_subject: Subject, seen: Observation) -> Check:
+def finite_everywhere(subject: Subject, seen: Observation) -> Check:
     """No layer puts out NaN or infinity."""
-    detail = f"{len(seen.layers)} layers over {seen.n_tokens} tokens"
+    detail = f"{subject.args.n_layers} layers over {seen.n_tokens} tokens"
     if seen.broken:
         detail = f"first not finite: {seen.broken}"
     return judge("L3", "finite layers", not seen.broken, detail, seen.broken)

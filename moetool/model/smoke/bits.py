@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import torch
 import xxhash
 
-from moetool.arch.mixtral import MISTRAL
 from moetool.arch.schema import Role, Slot, expand
 from moetool.convert.stream import stream
 from moetool.model.load import canonical_steps
@@ -102,7 +101,7 @@ def scan(subject: Subject, progress: Callable[[int, str], None]) -> Scan:
 
 def _slots_and_steps(subject: Subject) -> Iterator[tuple[Slot, Step]]:
     steps = canonical_steps(subject.checkpoint.catalog, subject.recognized)
-    for name, stored in expand(MISTRAL, subject.args).items():
+    for name, stored in expand(subject.recognized.architecture.raw, subject.args).items():
         yield stored.cells[0].slot, steps[name]
 
 

@@ -1,0 +1,174 @@
+"""A conversion from lock to rename: what is held of an earlier run, what is new, what is kept.
+
+The order is the protocol; see docs/explanation/durability.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moetool.convert import manifest
+from moetool.convert.checked_source import CheckedSource
+from moetool.convert.execute import (
+    Progress,
+    check_written,
+    kept_files,
+    output_directory,
+    sweep,
+    what_holds,
+    work_folder,
+    write_plan,
+)
+from moetool.convert.identity import refuse_changed, refuse_other
+from moetool.convert.journal import Journal, Past, Work, read_journal
+from moetool.convert.shard import MARK_NBYTES, Desk, unfinished
+from moetool.durable import write_durably
+from moetool.errors import Interrupted
+from moetool.formats import FileCheckpoint
+from moetool.formats.output import refusals
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moetool.convert.casts import CastAccount
+    from moetool.convert.plan import Plan
+    from moetool.tensors import Checkpoint
+
+AGAIN = "run the same command again to go on"
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a conversion is run, which changes nothing in what it writes.
+
+    ``again`` is the command that goes on after an interruption.
+    """
+
+    force: bool = False
+    restart: bool = False
+    readback: bool = True
+    mark_nbytes: int = MARK_NBYTES
+    again: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be written: the plan, what each file carries in its header, the side files."""
+
+    checkpoint: Checkpoint
+    source_name: str
+    plan: Plan
+    headers: Sequence[Mapping[str, object]]
+    side_files: Mapping[str, bytes]
+    work: Work
+    out: Path
+
+    @property
+    def source_files(self) -> tuple[Path, ...]:
+        """The files that are read; none where the weights are made of numbers."""
+        return self.checkpoint.files if isinstance(self.checkpoint, FileCheckpoint) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The files of a finished output by name, and the bytes that an earlier run had written."""
+
+    files: Mapping[str, int]
+    resumed_nbytes: int
+
+
+def run(order: Order, manner: Manner, casts: CastAccount, progress: Progress) -> Written:
+    """Write an output, or go on writing it.
+
+    Raises:
+        OutputExists, LockHeld, SourceChanged, PlanChanged: something is in the way.
+        DigestMismatch: the source is damaged, or what was written does not read back.
+        NoRoomOnDisk, SystemFault: the machine said no.
+        Interrupted: with what is kept, and the command to go on.
+    """
+    with output_directory(order.out, resumable=True, force=manner.force) as work:
+        try:
+            return _run(order, manner, casts, progress, work)
+        except KeyboardInterrupt as error:
+            raise _interrupted(order, manner, "interrupted", Interrupted.exit_code) from error
+        except Interrupted as error:
+            raise _interrupted(order, manner, error.what, error.exit_code) from error
+
+
+def _run(
+    order: Order, manner: Manner, casts: CastAccount, progress: Progress, work: Path
+) -> Written:
+    held = _held(order, manner, work)
+    journal = Journal(work, held)
+    sources = order.checkpoint.sources if isinstance(order.checkpoint, FileCheckpoint) else {}
+    source = CheckedSource(order.checkpoint, sources)
+    resumed = _nbytes(held)
+    desk = Desk(
+        work, source, journal, casts, _counter(progress, resumed), manner.readback,
+        manner.mark_nbytes,
+    )  # fmt: skip
+    records = write_plan(desk, order.plan, order.headers, held)
+    refuse_changed(order.work, order.source_files)
+    folder = order.checkpoint.directory if isinstance(order.checkpoint, FileCheckpoint) else None
+    origin = manifest.describe_source(order.source_name, folder, order.work)
+    entries = {name: manifest.file_entry(content) for name, content in order.side_files.items()}
+    described = manifest.build(order.work, order.plan, origin, records, entries)
+    for name, content in {**order.side_files, manifest.MANIFEST: described}.items():
+        with refusals(work / name):
+            write_durably(work / name, content)
+    check_written(order.plan, work)
+    journal.close()
+    files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+    files.pop("lock")
+    return Written(files, resumed)
+
+
+def _held(order: Order, manner: Manner, work: Path) -> Past:
+    """What of an earlier run holds; everything else in the folder is swept."""
+    past = Past() if manner.restart else read_journal(work)
+    if past.work is not None:
+        refuse_other(past.work, order.work, work)
+        past = what_holds(past, order.plan, work)
+    else:
+        past = Past()  # whose files these are, nothing says
+    past.work = order.work
+    sweep(work, kept_files(past))
+    return past
+
+
+def _nbytes(held: Past) -> int:
+    finished = sum(shard.nbytes for shard in held.shards.values())
+    return finished + sum(marks[-1].position for marks in held.marks.values())
+
+
+def _counter(progress: Progress, done: int) -> Callable[[int, str], None]:
+    """Add up the bytes that pass."""
+
+    def add(nbytes: int, note: str) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, note)
+
+    return add
+
+
+def _interrupted(order: Order, manner: Manner, what: str, code: int) -> Interrupted:
+    """Cut the file in work back to its last mark, and say what is kept."""
+    work = work_folder(order.out)
+    again = f"to go on: {manner.again}" if manner.again else AGAIN
+    past = read_journal(work)
+    for shard in order.plan.shards:
+        path, marks = unfinished(work, shard.file_name), past.marks.get(shard.file_name)
+        if path.is_file() and marks:
+            os.truncate(path, marks[-1].position)
+        else:
+            path.unlink(missing_ok=True)
+            past.marks.pop(shard.file_name, None)
+    kept = (
+        f"{len(past.shards)} of {len(order.plan.shards)} files are finished, "
+        f"{_nbytes(past):,} of {order.plan.nbytes:,} bytes are kept in {work}"
+    )
+    return Interrupted(f"{what}; {kept}", exit_code=code, hint=again)

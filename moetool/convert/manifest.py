@@ -1,0 +1,198 @@
+"""moetool-manifest.json beside an output: what it was made of, and what each byte of it should be.
+
+Digests of the files settle whether they are whole, fingerprints of the tensors where they are not.
+A tensor's two fingerprints are XXH3-128 of the source's bytes it was made of, in the order of the
+plan, and of its own; they are equal where the bytes were copied. Nothing in it depends on when or
+where it was written. The last line is the SHA-256 of all lines before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moetool import __version__
+from moetool.errors import BadHeader, DigestMismatch, ReadFailed
+from moetool.extents import Claim, Digest, Extent
+from moetool.formats import strict_json
+from moetool.release.provenance import read_origin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moetool.convert.journal import ShardRecord, Work
+    from moetool.convert.plan import Plan
+    from moetool.tensors import Catalog
+
+MANIFEST = "moetool-manifest.json"
+SCHEMA, VERSION = "moetool.manifest", 1
+_MAX_NBYTES = strict_json.MAX_NBYTES
+_SEAL = '\n "manifest_sha256": "'
+
+
+def build(
+    work: Work,
+    plan: Plan,
+    origin: Mapping[str, object],
+    shards: Sequence[ShardRecord],
+    side_files: Mapping[str, Mapping[str, object]],
+) -> bytes:
+    """The bytes of a manifest; ``side_files`` are entries as `file_entry` makes them."""
+    records = {tensor.name: (shard, tensor) for shard in shards for tensor in shard.tensors}
+    tensors = {}
+    for step in plan.steps:
+        shard, tensor = records[step.target.name]
+        tensors[step.target.name] = {
+            "file": shard.file_name,
+            "dtype": step.target.dtype.label,
+            "shape": list(step.target.shape),
+            "source": list(dict.fromkeys(part.source for part in step.parts)),
+            "source_xxh3_128": tensor.source_xxh3_128,
+            "xxh3_128": tensor.xxh3_128,
+        }
+    files = {
+        shard.file_name: {
+            "nbytes": shard.nbytes,
+            "sha256": shard.sha256,
+            "xxh3_128": shard.xxh3_128,
+        }
+        for shard in shards
+    }
+    return _sealed(
+        {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "tool": f"moetool {__version__}",
+            "plan_id": work.plan_id,
+            "source": dict(origin),
+            "options": dict(work.options),
+            "files": files | {name: dict(entry) for name, entry in side_files.items()},
+            "tensors": tensors,
+        }
+    )
+
+
+def file_entry(content: bytes) -> dict[str, object]:
+    """What the manifest says of a file."""
+    import xxhash
+
+    return {
+        "nbytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "xxh3_128": xxhash.xxh3_128_hexdigest(content),
+    }
+
+
+def describe_source(name: str, folder: Path | None, work: Work) -> dict[str, object]:
+    """Where a conversion's input comes from: its files, and what a fetch and a verify recorded.
+
+    A recorded SHA-256 counts for a file of the same size that is no younger than the record.
+    """
+    known = _recorded_digests(folder) if folder is not None else {}
+    files = {}
+    for file in work.files:
+        entry: dict[str, object] = {"nbytes": file.nbytes}
+        nbytes, sha256, recorded_ns = known.get(file.name, (-1, "", 0))
+        if nbytes == file.nbytes and file.mtime_ns <= recorded_ns:
+            entry["sha256"] = sha256
+        files[file.name] = entry
+    found: dict[str, object] = {"name": name, "files": files}
+    origin = read_origin(folder) if folder is not None else None
+    if origin is not None:
+        found |= {"magnet": origin.magnet, "info_hashes": list(origin.info_hashes)}
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest that was read: what it says of files and of tensors."""
+
+    files: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Mapping[str, Any]]
+
+    def sizes(self, folder: Path) -> dict[Path, int]:
+        """The files that should be there, and how large they should be."""
+        return {folder / name: int(entry["nbytes"]) for name, entry in self.files.items()}
+
+    def claims(self, folder: Path, catalogs: Sequence[Catalog]) -> Iterator[Claim]:
+        """A claim for each file, and one for each tensor that the headers still place."""
+        for name, entry in self.files.items():
+            extent = Extent(folder / name, 0, int(entry["nbytes"]))
+            yield Claim((extent,), Digest("sha256", entry["sha256"]), "manifest")
+        for catalog in catalogs:
+            for name, extent in catalog.extents.items():
+                entry = self.tensors.get(name, {})
+                if entry.get("file") == extent.path.name and extent.nbytes:
+                    digest = Digest("xxh3_128", entry["xxh3_128"])
+                    yield Claim((extent,), digest, f"manifest#{name}")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none.
+
+    Raises:
+        DigestMismatch: it is not as it was written.
+        BadHeader: it is none, or of a version that is not known.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    where = str(path)
+    if path.stat().st_size > _MAX_NBYTES:
+        raise BadHeader("too large for a manifest", where=where)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ReadFailed(error.strerror or "cannot be read", where=where) from error
+    head, _, tail = raw.rpartition(_SEAL.encode())
+    if tail != _closing(head):
+        raise DigestMismatch(
+            "is not as it was written: its last line is the SHA-256 of the others",
+            where=where,
+            hint="nothing here can be checked against it; convert again, or move it away and "
+            "verify what the files say of themselves",
+        )
+    table = strict_json.read_object(raw, where)
+    match table:
+        case {"schema": "moetool.manifest", "version": 1, "files": dict(), "tensors": dict()}:
+            _check_names(table["files"], where)
+            return Manifest(table["files"], table["tensors"])
+    raise BadHeader("is no manifest of a version that is known", where=where)
+
+
+def _check_names(files: Mapping[str, object], where: str) -> None:
+    for name, entry in files.items():
+        match entry:
+            case {"nbytes": int(nbytes), "sha256": str()} if nbytes >= 0 and not set(name) & set(
+                "/\\\0"
+            ):
+                continue
+        raise BadHeader(f"says {entry!r} of the file {name!r}", where=where)
+
+
+def _sealed(table: Mapping[str, object]) -> bytes:
+    text = json.dumps(table, indent=1, ensure_ascii=True)
+    head = (text.removesuffix("\n}") + ",").encode()
+    return head + _SEAL.encode() + _closing(head)
+
+
+def _closing(head: bytes) -> bytes:
+    return (hashlib.sha256(head).hexdigest() + '"\n}\n').encode()
+
+
+def _recorded_digests(folder: Path) -> dict[str, tuple[int, str, int]]:
+    """Size, SHA-256 and time of what the last verification of a fetched folder recorded."""
+    path = folder / ".moetool" / "digests.json"
+    try:
+        recorded_ns = path.stat().st_mtime_ns
+        files = json.loads(path.read_bytes())["files"]
+        return {
+            name: (int(entry["nbytes"]), str(entry["sha256"]), recorded_ns)
+            for name, entry in files.items()
+            if entry["word"] in {"MATCH", "NOT COVERED"}
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # nobody verified it, or the record is not ours: then nothing is known

@@ -1,0 +1,182 @@
+"""One file of the output, step by step of the protocol.
+
+    NAME.tmp  made, its room taken
+              copied: the source's CRC-32s checked, everything hashed
+              marked in the journal at each `mark_nbytes`: synced up to here
+              synced, read back from the disk and compared
+    NAME      renamed, the folder synced, then the journal's line
+
+Whatever fails before the rename leaves no file of that name; a write that failed is never retried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from moetool.convert.hashed_file import HashedFile
+from moetool.convert.journal import Mark, ShardRecord, TensorRecord
+from moetool.convert.stream import stream
+from moetool.durable import sync_folder
+from moetool.errors import DigestMismatch, Mismatch, NoRoomOnDisk, SystemFault
+from moetool.extents import Extent
+from moetool.formats import create
+from moetool.formats.output import refusals
+from moetool.release.verify.hashing import Wanted, read_digests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from moetool.convert.casts import CastAccount
+    from moetool.convert.checked_source import CheckedSource, SourceRange
+    from moetool.convert.journal import Journal
+    from moetool.convert.plan import Shard, Step
+    from moetool.tensors import Buffer
+
+MARK_NBYTES = 256 << 20  # a second of a slow disk: what an interruption costs at most
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where and with what the files of a conversion are written."""
+
+    work: Path
+    source: CheckedSource
+    journal: Journal
+    casts: CastAccount
+    progress: Callable[[int, str], None]
+    readback: bool = True
+    mark_nbytes: int = MARK_NBYTES
+
+
+def write_shard(
+    desk: Desk, shard: Shard, metadata: Mapping[str, object], marks: Sequence[Mark]
+) -> ShardRecord:
+    """Write a file of the output; ``marks``, if any, vouch for what an earlier run wrote of it.
+
+    Raises:
+        DigestMismatch: the source or what was read back is not what it should be.
+        LossyCast: values that may not change would.
+        NoRoomOnDisk, SystemFault: the machine said no.
+    """
+    temporary = unfinished(desk.work, shard.file_name)
+    kept = marks[-1].position if marks else 0
+    try:
+        with closing(HashedFile(temporary, shard.nbytes, kept)) as file:
+            draft = _Draft(desk, shard.file_name, file, marks)
+            draft.fill(shard, metadata)
+            record = draft.record()
+            if desk.readback:
+                file.forget_pages()
+                _read_back(temporary, record)
+    except NoRoomOnDisk:
+        raise  # what the marks vouch for was synced before the disk was full
+    except (SystemFault, Mismatch):
+        temporary.unlink(missing_ok=True)
+        raise
+    with refusals(temporary):
+        temporary.rename(desk.work / shard.file_name)
+        sync_folder(desk.work)
+    desk.journal.add(record)
+    return record
+
+
+def unfinished(work: Path, file_name: str) -> Path:
+    """The name of a file while it is in work."""
+    return work / (file_name + ".tmp")
+
+
+class _Draft:
+    """A file in work: its tensors so far, and those that no mark speaks of yet."""
+
+    def __init__(self, desk: Desk, file_name: str, file: HashedFile, marks: Sequence[Mark]) -> None:
+        self._desk, self._file_name, self._file = desk, file_name, file
+        self._tensors = [tensor for mark in marks for tensor in mark.tensors]
+        self._ranges = [item for mark in marks for item in mark.ranges]
+        self._last = marks[-1] if marks else Mark(file_name, "", 0, "", (), ())
+        self._fresh: list[tuple[TensorRecord, xxhash.xxh3_128]] = []
+        self._fresh_ranges: list[SourceRange] = []
+
+    def fill(self, shard: Shard, metadata: Mapping[str, object]) -> None:
+        """Write all tensors in order; those that the marks vouch for are read, not made."""
+        infos = [step.target for step in shard.steps]
+        sink = create(self._desk.work / self._file_name, infos, metadata, self._file)
+        n_kept = len(self._tensors)
+        for info in infos[:n_kept]:
+            sink.write(info.name, self._file.kept_bytes(info.nbytes))
+        for step in shard.steps[n_kept:]:
+            digest = xxhash.xxh3_128()
+            self._desk.source.begin(fingerprint=not step.is_copy)
+            sink.write(step.target.name, self._made(step, digest))
+            ranges, source = self._desk.source.end()
+            cast = self._desk.casts.tensors.get(step.target.name)
+            self._fresh.append((TensorRecord(step.target.name, source, "", cast), digest))
+            self._fresh_ranges += ranges
+            if self._file.position - self._last.position >= self._desk.mark_nbytes:
+                self._mark()
+        sink.close()
+
+    def record(self) -> ShardRecord:
+        """What the journal says of the finished file."""
+        digest = self._file.sync()
+        tensors, ranges = self._settled()
+        return ShardRecord(
+            self._file_name,
+            self._file.position,
+            self._file.sha256,
+            digest,
+            (*self._tensors, *tensors),
+            (*self._ranges, *ranges),
+        )
+
+    def _made(self, step: Step, digest: xxhash.xxh3_128) -> Iterator[Buffer]:
+        for chunk in stream(self._desk.source, step, self._desk.casts):
+            self._file.feed(digest, chunk)
+            yield chunk
+            self._desk.progress(memoryview(chunk).nbytes, self._file_name)
+
+    def _mark(self) -> None:
+        digest = self._file.sync()
+        tensors, ranges = self._settled()
+        self._last = Mark(
+            self._file_name, self._last.xxh3_128, self._file.position, digest, tensors, ranges
+        )
+        self._desk.journal.add(self._last)
+        self._tensors += tensors
+        self._ranges += ranges
+        self._fresh, self._fresh_ranges = [], []
+
+    def _settled(self) -> tuple[tuple[TensorRecord, ...], tuple[SourceRange, ...]]:
+        """The tensors since the last mark with their digests, once all was hashed."""
+        tensors = tuple(
+            TensorRecord(
+                made.name,
+                made.source_xxh3_128 or digest.hexdigest(),  # a copy is its source
+                digest.hexdigest(),
+                made.cast,
+            )
+            for made, digest in self._fresh
+        )
+        return tensors, tuple(self._fresh_ranges)
+
+
+def digest_of(path: Path, nbytes: int) -> str:
+    """The XXH3-128 of the first ``nbytes`` of a file; empty where it cannot be read so far."""
+    wanted = Wanted((Extent(path, 0, nbytes),), "xxh3_128")
+    return read_digests([wanted])[wanted].hex
+
+
+def _read_back(path: Path, record: ShardRecord) -> None:
+    found = digest_of(path, record.nbytes)
+    if found != record.xxh3_128:
+        raise DigestMismatch(
+            f"was written with XXH3 {record.xxh3_128}, and reads back as {found or 'nothing'}",
+            where=str(path.with_suffix("")),
+            hint="the disk or the memory is not sound; run the same command again, or write "
+            "elsewhere",
+        )
