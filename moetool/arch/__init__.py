@@ -1,7 +1,7 @@
 """What the tensors mean: names, layouts and shapes as data."""
 
 from moetool.arch.args import ModelArgs
-from moetool.arch.recognize import Recognized, recognize
+from moetool.arch.recognize import Recognized, recognize, recognize_part
 from moetool.arch.schema import Architecture, Cell, Convention, Role, Slot, StoredTensor, expand
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "StoredTensor",
     "expand",
     "recognize",
+    "recognize_part",
 ]

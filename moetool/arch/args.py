@@ -10,6 +10,7 @@ from moetool.arch.schema import Role
 from moetool.errors import InconsistentCheckpoint
 
 LARGEST = 1 << 24  # of any count: beyond it a shape could not be a checkpoint's
+MOST_TENSORS = 1 << 17  # 8x22B has 1,739; a layout is laid out in memory, tensor by tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,5 +127,11 @@ def _contradictions(args: ModelArgs) -> Iterator[str]:
         yield f"n_heads {args.n_heads} is no multiple of n_kv_heads {args.n_kv_heads}"
     if args.head_dim % 2:
         yield f"head_dim {args.head_dim} is odd, rotary pairs need an even one"
+    n_tensors = args.n_layers * (7 + 3 * max(args.n_experts, 1))
+    if n_tensors > MOST_TENSORS:
+        yield (
+            f"{args.n_layers} layers of {args.n_experts} experts are {n_tensors} tensors, more "
+            f"than {MOST_TENSORS}"
+        )
     if args.n_experts_per_tok > args.n_experts:
         yield f"n_experts_per_tok {args.n_experts_per_tok} exceeds n_experts {args.n_experts}"

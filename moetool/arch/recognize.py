@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,46 @@ def recognize(catalog: Catalog, directory: Path) -> Recognized:
         BadHeader: a side file is not JSON.
     """
     _refuse_declared(catalog, directory)
-    architecture, convention = match_names(catalog.tensors)
-    args = read_args(catalog, directory)
+    found = _recognize(catalog, directory, match_names(catalog.tensors))
+    missing = [f"missing {name}" for name in found.layout if name not in catalog.tensors]
+    _refuse_findings([*missing, *_misfits(catalog, found.layout)])
+    return found
+
+
+def recognize_part(
+    catalog: Catalog, directory: Path, names: Iterable[str], usual: str
+) -> Recognized:
+    """Say what a checkpoint will be of which only a part of the headers is here.
+
+    ``names`` are all that are known, those that an index lists among them; where there are none,
+    ``usual`` is the convention. Tensors that are not here yet are no fault.
+
+    Raises:
+        UnknownConvention, InconsistentCheckpoint, BadHeader: as `recognize`.
+    """
+    _refuse_declared(catalog, directory)
+    known = set(names)
+    if known:
+        kind = match_names(known)
+    else:
+        args = read_args(catalog, directory, raw=usual.startswith("mistral"))
+        architecture = MIXTRAL if args.n_experts else DENSE
+        kind = (architecture, architecture.convention(usual))
+    found = _recognize(catalog, directory, kind)
+    foreign = known - set(found.layout) - set(catalog.tensors)
+    unexpected = [f"unexpected {name}" for name in sorted(foreign)]
+    _refuse_findings([*unexpected, *_misfits(catalog, found.layout)])
+    return found
+
+
+def _recognize(
+    catalog: Catalog, directory: Path, kind: tuple[Architecture, Convention]
+) -> Recognized:
+    architecture, convention = kind
+    raw = convention.name.startswith("mistral")
+    args = read_args(catalog, directory, raw=raw)
     _agree(architecture, args)
-    layout = expand(convention, args)
-    _compare(catalog, layout)
-    return Recognized(architecture, convention, args, layout)
+    return Recognized(architecture, convention, args, expand(convention, args))
 
 
 def match_names(names: Iterable[str]) -> tuple[Architecture, Convention]:
@@ -64,10 +98,7 @@ def match_names(names: Iterable[str]) -> tuple[Architecture, Convention]:
     Raises:
         UnknownConvention: none does; the message names the closest and what does not fit.
     """
-    # Layers and experts repeat: names that differ in indices only are matched once.
-    skeletons: dict[str, list[str]] = {}
-    for name in names:
-        skeletons.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "0", name), []).append(name)
+    skeletons = _skeletons(names)
     best: tuple[int, Architecture, Convention, list[str]] | None = None
     for architecture in ARCHITECTURES:
         for convention in architecture.conventions:
@@ -99,8 +130,10 @@ def match_names(names: Iterable[str]) -> tuple[Architecture, Convention]:
     )
 
 
-def read_args(catalog: Catalog, directory: Path) -> ModelArgs:
+def read_args(catalog: Catalog, directory: Path, *, raw: bool) -> ModelArgs:
     """Read the hyperparameters from GGUF keys, params.json or config.json.
+
+    ``raw``: the tensors have the raw release's names, so params.json is looked for first.
 
     Raises:
         InconsistentCheckpoint: no side file, or one that cannot describe a model, or a GGUF whose
@@ -111,7 +144,6 @@ def read_args(catalog: Catalog, directory: Path) -> ModelArgs:
         check_vocabulary(catalog.metadata, args.vocab_size)
         return args
     readers = {"config.json": spelling.from_config_json, "params.json": spelling.from_params_json}
-    raw = any(name.startswith(("tok_embeddings", "layers.")) for name in catalog.tensors)
     order = ("params.json", "config.json") if raw else ("config.json", "params.json")
     for file_name in order:
         data = read_json(directory / file_name)
@@ -147,6 +179,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return data
 
 
+def _skeletons(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by what they are without indices: layers and experts repeat, and are matched once."""
+    skeletons: dict[str, list[str]] = {}
+    for name in names:
+        skeletons.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "0", name), []).append(name)
+    return skeletons
+
+
 def _refuse_declared(catalog: Catalog, directory: Path) -> None:
     """Refuse a family that says itself what it is, before its names are looked at.
 
@@ -158,12 +198,32 @@ def _refuse_declared(catalog: Catalog, directory: Path) -> None:
     else:
         config = read_json(directory / "config.json") or {}
         where, declared = "config.json", config.get("model_type")
+        _refuse_class(config.get("architectures"), declared)
     # To GGUF every model of that shape is a llama; the key-values say more (see spelling).
     family = None if (where, declared) == ("GGUF", "llama") else by_type(str(declared))
     if family is not None:
+        # MiniMax-M2 was first published as "minimax", MiniMax-Text-01's type: the names tell.
+        family = by_names(_skeletons(catalog.tensors)) or family
         raise UnknownConvention(
             f"declared as {str(declared)!r}, which is {family}",
             where=where,
+            hint=f"supported: {_supported()}",
+        )
+
+
+def _refuse_class(classes: object, declared: object) -> None:
+    """Refuse a config.json that has no model_type and names a class of another family.
+
+    Raises:
+        UnknownConvention: with the class.
+    """
+    names = classes if isinstance(classes, list) else []
+    foreign = [name for name in names if not re.match(r"(Mixtral|Mistral)[A-Z]", str(name))]
+    if declared is None and foreign:
+        raise UnknownConvention(
+            f"no model_type, and the class {str(foreign[0])[:60]!r} is neither Mixtral's nor "
+            "Mistral's",
+            where="config.json",
             hint=f"supported: {_supported()}",
         )
 
@@ -193,14 +253,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _compare(catalog: Catalog, layout: Mapping[str, StoredTensor]) -> None:
-    findings = [f"missing {name}" for name in layout if name not in catalog.tensors]
+def _misfits(catalog: Catalog, layout: Mapping[str, StoredTensor]) -> list[str]:
+    """The tensors that are not of this model, or not of its shapes."""
+    findings = []
     for name, info in catalog.tensors.items():
         if name not in layout:
             findings.append(f"unexpected {name}")
         elif info.shape != layout[name].shape:
             expected = list(layout[name].shape)
             findings.append(f"{name}: expected shape {expected}, got {list(info.shape)}")
+    return findings
+
+
+def _refuse_findings(findings: Sequence[str]) -> None:
     if findings:
         raise InconsistentCheckpoint(
             f"{len(findings)} tensors do not fit the declared hyperparameters",

@@ -23,56 +23,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moetool.arch import maths
 from moetool.arch.args import ModelArgs, validate
 from moetool.arch.families import by_type
+from moetool.arch.fields import Fields, refuse_partial_rotation, short_decimal
 from moetool.errors import InconsistentCheckpoint, UnknownConvention
 
 # mistralai/mistral-inference @b818190: theta is 1e6 where params.json has none, and 1e4 where a
 # sliding window is given (Mistral-7B-v0.1). Later code dropped the second half, wrongly.
 THETA, THETA_SLIDING = 1e6, 1e4
+# huggingface/transformers: models/mistral/configuration_mistral.py fills these in where a dense
+# config.json has no such field; a window of null is said, not left out.
+HF_DENSE_THETA, HF_DENSE_WINDOW = 1e4, 4096
 # Posts and documentation: 32k for 8x7B, 64k for 8x22B (the only one with dim 6144).
 CONTEXT, CONTEXT_8X22B = 32768, 65536
-
-
-class _Fields:
-    """Typed access to a JSON object or GGUF metadata; every complaint names the field."""
-
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        self.data, self.where = data, where
-        self.assumed: list[str] = []
-
-    def integer(self, key: str) -> int:
-        value = self.data.get(key)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self._wrong(key, "an integer")
-        return value
-
-    def number(self, key: str) -> float:
-        value = self.data.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise self._wrong(key, "a number")
-        return float(value)
-
-    def optional(self, key: str) -> bool:
-        return self.data.get(key) is not None
-
-    def integer_or(self, key: str, field: str, fallback: int) -> int:
-        if self.optional(key):
-            return self.integer(key)
-        self.assumed.append(field)
-        return fallback
-
-    def number_or(self, key: str, field: str, fallback: float) -> float:
-        if self.optional(key):
-            return self.number(key)
-        self.assumed.append(field)
-        return fallback
-
-    def _wrong(self, key: str, expected: str) -> InconsistentCheckpoint:
-        found = repr(self.data[key])[:80] if key in self.data else "nothing"
-        return InconsistentCheckpoint(f"{key}: expected {expected}, got {found}", where=self.where)
 
 
 def from_params_json(data: Mapping[str, Any]) -> ModelArgs:
@@ -84,9 +48,10 @@ def from_params_json(data: Mapping[str, Any]) -> ModelArgs:
     """
     if "hidden_size" in data:
         return from_config_json(data, where="params.json")
-    fields = _Fields(data, "params.json")
+    maths.refuse_other_maths(data, maths.PARAMS_JSON, "params.json")
+    fields = Fields(data, "params.json")
     n_experts, n_experts_per_tok = _experts_of_params(data)
-    sliding = _sliding_window(fields)
+    sliding = fields.window()
     dim = fields.integer("dim")
     return validate(
         ModelArgs(
@@ -118,14 +83,16 @@ def from_config_json(data: Mapping[str, Any], where: str = "config.json") -> Mod
     Raises:
         InconsistentCheckpoint: a field is missing, of a wrong type or out of range.
         UnknownConvention: the model type is another family's, whatever its tensors are called, or
-            rotary angles or activation are not those of Mistral.
+            router, rotary angles, activation … are not those of Mistral.
     """
     dense = _is_dense(data, where)
-    _refuse_other_maths(data, where)
+    _refuse_scaled_angles(data, where)
     rope = data.get("rope_parameters")
-    fields = _Fields({**data, **(rope if isinstance(rope, Mapping) else {})}, where)
+    merged = {**data, **(rope if isinstance(rope, Mapping) else {})}
+    maths.refuse_other_maths(merged, maths.CONFIG_JSON, where)
+    fields = Fields(merged, where)
     n_heads, dim = fields.integer("num_attention_heads"), fields.integer("hidden_size")
-    sliding = _sliding_window(fields)
+    refuse_partial_rotation(merged.get("rotary_dim"), merged.get("head_dim"), where)
     return validate(
         ModelArgs(
             dim=dim,
@@ -139,10 +106,10 @@ def from_config_json(data: Mapping[str, Any], where: str = "config.json") -> Mod
             n_experts=0 if dense else fields.integer("num_local_experts"),
             n_experts_per_tok=0 if dense else fields.integer("num_experts_per_tok"),
             rope_theta=fields.number_or(
-                "rope_theta", "rope_theta", THETA if sliding is None else THETA_SLIDING
+                "rope_theta", "rope_theta", HF_DENSE_THETA if dense else THETA
             ),
             max_seq_len=fields.integer_or("max_position_embeddings", "max_seq_len", _context(dim)),
-            sliding_window=sliding,
+            sliding_window=_hf_sliding_window(fields, dense=dense),
             assumed=tuple(fields.assumed),
         )
     )
@@ -155,37 +122,36 @@ def from_gguf(metadata: Mapping[str, Any]) -> ModelArgs:
 
     Raises:
         InconsistentCheckpoint: a key is missing, of a wrong type or out of range.
-        UnknownConvention: another architecture, or scaled rotary angles.
+        UnknownConvention: another architecture, or settings that Mistral's maths does not have.
     """
     arch = metadata.get("general.architecture")
     if arch != "llama":
         raise _another_family(arch, "GGUF architecture", "GGUF")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UnknownConvention(
-            f"rotary angles scaled by {str(scaling)[:40]!r}, as Llama and others do, not Mistral",
-            where="GGUF",
-        )
     dense = not metadata.get("llama.expert_count")
-    fields = _Fields({key.removeprefix("llama."): metadata[key] for key in metadata}, "GGUF")
+    values = {key.removeprefix("llama."): metadata[key] for key in metadata}
+    maths.refuse_other_maths(values, maths.GGUF, "GGUF")
+    fields = Fields(values, "GGUF")
     n_heads, dim = fields.integer("attention.head_count"), fields.integer("embedding_length")
+    head_dim = fields.integer_or("attention.key_length", "head_dim", dim // max(n_heads, 1))
+    for key in ("rope.dimension_count", "attention.value_length"):
+        refuse_partial_rotation(values.get(key), head_dim, "GGUF", key)
     tokens = metadata.get("tokenizer.ggml.tokens")
     n_tokens = len(tokens) if isinstance(tokens, list) else 0
     return validate(
         ModelArgs(
             dim=dim,
             n_layers=fields.integer("block_count"),
-            head_dim=fields.integer_or("attention.key_length", "head_dim", dim // max(n_heads, 1)),
+            head_dim=head_dim,
             hidden_dim=fields.integer("feed_forward_length"),
             n_heads=n_heads,
             n_kv_heads=fields.integer("attention.head_count_kv"),
-            norm_eps=_short_decimal(fields.number("attention.layer_norm_rms_epsilon")),
+            norm_eps=short_decimal(fields.number("attention.layer_norm_rms_epsilon")),
             vocab_size=fields.integer_or("vocab_size", "vocab_size", n_tokens),
             n_experts=0 if dense else fields.integer("expert_count"),
             n_experts_per_tok=0 if dense else fields.integer("expert_used_count"),
             rope_theta=fields.number("rope.freq_base"),
             max_seq_len=fields.integer("context_length"),
-            sliding_window=_sliding_window(fields, "attention.sliding_window"),
+            sliding_window=fields.window("attention.sliding_window"),
             assumed=tuple(fields.assumed),
         )
     )
@@ -256,6 +222,7 @@ def to_packed_params_json(args: ModelArgs) -> dict[str, Any]:
         "num_experts_per_tok": args.n_experts_per_tok,
         "rope_theta": args.rope_theta,
         "max_position_embeddings": args.max_seq_len,
+        **({} if args.sliding_window is None else {"sliding_window": args.sliding_window}),
     }
 
 
@@ -307,7 +274,7 @@ def _experts_of_params(data: Mapping[str, Any]) -> tuple[int, int]:
             f"moe.{strange[0]}: a mixture of another kind than Mixtral's, such as Mistral Large 3",
             where="params.json",
         )
-    fields = _Fields(moe, "params.json: moe")
+    fields = Fields(moe, "params.json: moe")
     return fields.integer("num_experts"), fields.integer("num_experts_per_tok")
 
 
@@ -329,25 +296,20 @@ def _another_family(declared: object, field: str, where: str) -> UnknownConventi
     )
 
 
-def _refuse_other_maths(data: Mapping[str, Any], where: str) -> None:
-    """Refuse settings under which the same weights are another function."""
+def _refuse_scaled_angles(data: Mapping[str, Any], where: str) -> None:
+    """Refuse rotary angles that are scaled: `rope_scaling` of version 4, `rope_parameters` of 5."""
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
-    activation = data.get("hidden_act", "silu")
     if kind != "default":
         raise UnknownConvention(f"rotary angles of type {str(kind)[:40]!r}", where=where)
-    if activation != "silu":
-        raise UnknownConvention(f"hidden_act {str(activation)[:40]!r}, not silu", where=where)
 
 
-def _sliding_window(fields: _Fields, key: str = "sliding_window") -> int | None:
-    return fields.integer(key) if fields.optional(key) else None
+def _hf_sliding_window(fields: Fields, *, dense: bool) -> int | None:
+    if dense and "sliding_window" not in fields.data:
+        fields.assumed.append("sliding_window")
+        return HF_DENSE_WINDOW
+    return fields.window()
 
 
 def _context(dim: int) -> int:
     return CONTEXT_8X22B if dim == 6144 else CONTEXT  # noqa: PLR2004  # 8x22B's dim, see above
-
-
-def _short_decimal(value: float) -> float:
-    """Undo the widening of an f32: 9.999999747378752e-06 was published as 1e-05."""
-    return float(f"{value:.7g}")

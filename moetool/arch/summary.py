@@ -135,7 +135,7 @@ def collapse(tensors: Iterable[TensorInfo]) -> tuple[TensorGroup, ...]:
         groups.setdefault(key, []).append(info)
     return tuple(
         TensorGroup(
-            name=_ranges([info.name for info in found]),
+            name=ranges([info.name for info in found]),
             count=len(found),
             dtype=dtype.label,
             shape=shape,
@@ -145,8 +145,8 @@ def collapse(tensors: Iterable[TensorInfo]) -> tuple[TensorGroup, ...]:
     )
 
 
-def _ranges(names: list[str]) -> str:
-    """One name for several: each number becomes the range that it runs through."""
+def ranges(names: list[str]) -> str:
+    """One name for several that differ in numbers: each becomes the range it runs through."""
     columns = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
     return "".join(
         _range({int(text) for text in column}) if index % 2 and len(set(column)) > 1 else column[0]

@@ -19,10 +19,12 @@ from moetool.errors import MoetoolError, UsageFault
 from moetool.extents import LocalFile
 from moetool.formats import gguf, pth, safetensors
 from moetool.formats.directory import find_files
+from moetool.formats.gguf_types import TENSOR_TYPES
 from moetool.formats.gguf_writer import GgufSink
 from moetool.formats.merge import merge
 from moetool.formats.pth_writer import PthSink
 from moetool.formats.safetensors import SafetensorsSink
+from moetool.formats.unpickler import STORAGE_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from moetool.formats.output import OutputFile
-    from moetool.tensors import Catalog, Sink, TensorInfo
+    from moetool.tensors import Catalog, DType, Sink, TensorInfo
 
-__all__ = ["FileCheckpoint", "create", "open_checkpoint"]
+__all__ = ["FileCheckpoint", "can_hold", "create", "open_checkpoint", "read_part"]
 
 _READERS = {
     "pth": pth.read_catalog,
@@ -108,6 +110,35 @@ def open_checkpoint(path: Path) -> FileCheckpoint:
         catalog = merge(file_set, [reader(source) for source in sources.values()])
         opened.pop_all()
     return FileCheckpoint(path, catalog, sources, file_set.directory)
+
+
+def read_part(path: Path, file_format: str) -> tuple[Catalog, int]:
+    """Read the header of a file whose data may not be here yet; give also where they will end.
+
+    A .pth has its directory at the end, so it is here whole or not at all.
+
+    Raises:
+        TruncatedFile: not even the header is here.
+        Refused: malformed or hostile.
+        ReadFailed: the machine could not read.
+    """
+    with LocalFile(path) as source:
+        match file_format:
+            case "safetensors":
+                return safetensors.read_part(source)
+            case "gguf":
+                return gguf.read_part(source)
+        return pth.read_catalog(source), source.nbytes
+
+
+def can_hold(file_format: str, dtype: DType) -> bool:
+    """Whether files of a format (pth, safetensors, gguf) have a name for a storage type."""
+    held = {
+        "pth": STORAGE_DTYPES.values(),
+        "safetensors": safetensors.LABELS.values(),
+        "gguf": TENSOR_TYPES.values(),
+    }
+    return dtype in held[file_format]
 
 
 def create(

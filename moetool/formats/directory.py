@@ -8,13 +8,15 @@
     model.safetensors.index.json + the shards it names
     NAME.gguf, or one split: NAME-00001-of-00003.gguf ...
 
-Two forms side by side could be two models: the user chooses by naming a file.
+Two forms side by side could be two models: the user chooses by naming a file. `find_files` wants
+all files of one; `survey_files` says which are not here, for a plan that is made before they are.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,12 +50,16 @@ _FORMS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """The weight files of one checkpoint, in order; ``index`` says which tensor is in which."""
+    """The weight files of one checkpoint, in order; ``index`` says which tensor is in which.
+
+    ``missing`` names the files that belong to it and are not there.
+    """
 
     directory: Path
     format: str
     files: tuple[Path, ...]
     index: dict[str, str] | None = None
+    missing: tuple[str, ...] = ()
 
 
 def find_files(path: Path) -> FileSet:
@@ -63,8 +69,26 @@ def find_files(path: Path) -> FileSet:
         UsageFault: there is nothing at that path.
         Refused: no checkpoint, more than one, or one that lacks a file.
     """
+    file_set = survey_files(path)
+    if file_set.missing:
+        raise BadHeader(
+            f"{len(file_set.missing)} files of the checkpoint are missing",
+            where=str(file_set.directory),
+            hint="fetch them, or give one file to look at that alone",
+            findings=tuple(f"missing: {shown(name)}" for name in file_set.missing[:100]),
+        )
+    return file_set
+
+
+def survey_files(path: Path, promised: Iterable[str] = ()) -> FileSet:
+    """Find what is there of a checkpoint; ``promised`` are names that will come to the directory.
+
+    Raises:
+        UsageFault: there is nothing at that path.
+        Refused: no checkpoint, or more than one.
+    """
     if path.is_dir():
-        return _in_directory(path)
+        return _in_directory(path, frozenset(promised))
     if not os.path.lexists(path):
         raise UsageFault("no such file or directory", where=str(path))
     if path.name.endswith(".index.json"):
@@ -79,9 +103,8 @@ def find_files(path: Path) -> FileSet:
                 where=str(path),
                 hint=f"give the first part, {shard['stem']}-00001-of-{shard['count']}.gguf",
             )
-        parts = _all_parts(shard)
-        _refuse_missing({n for n in parts if not (path.parent / n).is_file()}, str(path.parent))
-        return FileSet(path.parent, "gguf", tuple(path.parent / name for name in parts))
+        here = {name for name in _all_parts(shard) if (path.parent / name).is_file()}
+        return _file_set(path.parent, "gguf", _all_parts(shard), here)
     return FileSet(path.parent, _format(path), (path,))
 
 
@@ -104,23 +127,41 @@ def _format(path: Path) -> str:
     )
 
 
-def _in_directory(directory: Path) -> FileSet:
+def _file_set(
+    directory: Path,
+    kind: str,
+    expected: Iterable[str],
+    here: Container[str],
+    index: dict[str, str] | None = None,
+) -> FileSet:
+    """Sort the expected files into those that are here and those that are not."""
+    names = list(expected)
+    return FileSet(
+        directory,
+        kind,
+        tuple(directory / name for name in names if name in here),
+        index,
+        tuple(name for name in names if name not in here),
+    )
+
+
+def _in_directory(directory: Path, promised: frozenset[str]) -> FileSet:
     try:
-        names = sorted(os.listdir(directory))  # noqa: PTH208  # 100,000 names need no Path each
+        here = set(os.listdir(directory))  # noqa: PTH208  # 100,000 names need no Path each
     except OSError as error:
         raise ReadFailed(error.strerror or "cannot be listed", where=str(directory)) from error
+    names = sorted(here | promised)
     present = {
         form: found
         for form, pattern in _FORMS.items()
         if (found := [name for name in names if pattern.fullmatch(name)])
     }
     match list(present):
-        case [form] if form == INDEX:
+        case [form] if form == INDEX and INDEX in here:
             return _indexed(directory / INDEX, [n for n in names if _HF_SHARD.fullmatch(n)])
-        case [form]:
-            files = _complete(form, present[form], directory)
-            kind = _SUFFIXES["." + files[0].rpartition(".")[2]]
-            return FileSet(directory, kind, tuple(directory / name for name in files))
+        case [form] if form != INDEX:
+            files = _expected(form, present[form], directory)
+            return _file_set(directory, _SUFFIXES["." + files[0].rpartition(".")[2]], files, here)
         case []:
             raise _nothing(directory, names)
     first, second, *_ = (found[0] for found in present.values())
@@ -131,14 +172,12 @@ def _in_directory(directory: Path) -> FileSet:
     )
 
 
-def _complete(form: str, found: list[str], directory: Path) -> list[str]:
-    """The files of one form in numeric order, once none is missing."""
+def _expected(form: str, found: list[str], directory: Path) -> list[str]:
+    """The files that one form has, by the names of those found, in numeric order."""
     where = str(directory)
     if form.startswith("consolidated.NN"):
-        suffix = found[0].rpartition(".")[2]
-        expected = [f"consolidated.{number:02d}.{suffix}" for number in range(len(found))]
-        _refuse_missing(set(expected) - set(found), where)
-        return expected
+        last, suffix = found[-1].split(".")[1:]
+        return [f"consolidated.{number:02d}.{suffix}" for number in range(int(last) + 1)]
     if len(found) == 1 and not _SHARD.fullmatch(found[0]):
         return found
     sets = {}
@@ -153,7 +192,6 @@ def _complete(form: str, found: list[str], directory: Path) -> list[str]:
             hint="give the file you mean instead of the directory",
         )
     expected = _all_parts(shard)
-    _refuse_missing(set(expected) - set(found), where)
     _refuse_beyond(set(found) - set(expected), where)
     return expected
 
@@ -171,20 +209,9 @@ def _indexed(index: Path, beside: list[str] | None = None) -> FileSet:
             raise BadHeader(f"an index of {file.nbytes} bytes", where=str(index))
         weight_map = read_index(file.pread(0, file.nbytes), str(index))
     names = sorted(set(weight_map.values()))
-    _refuse_missing({n for n in names if not (index.parent / n).is_file()}, str(index.parent))
+    here = {name for name in names if (index.parent / name).is_file()}
     _refuse_beyond(set(beside or ()) - set(names), str(index.parent))
-    files = tuple(index.parent / name for name in names)
-    return FileSet(index.parent, "safetensors", files, weight_map)
-
-
-def _refuse_missing(missing: set[str], where: str) -> None:
-    if missing:
-        raise BadHeader(
-            f"{len(missing)} files of the checkpoint are missing",
-            where=where,
-            hint="fetch them, or give one file to look at that alone",
-            findings=tuple(f"missing: {shown(name)}" for name in sorted(missing)[:100]),
-        )
+    return _file_set(index.parent, "safetensors", names, here, weight_map)
 
 
 def _refuse_beyond(beyond: set[str], where: str) -> None:

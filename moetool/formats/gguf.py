@@ -54,6 +54,19 @@ def read_catalog(source: ByteSource) -> Catalog:
         TruncatedFile: the file ends before its header or its last tensor does.
         BadHeader: the header contradicts the format, itself or the file's size.
     """
+    catalog, padded_end = read_part(source)
+    end = max((extent.end for extent in catalog.extents.values()), default=padded_end)
+    _check_end(source, end, padded_end)
+    return catalog
+
+
+def read_part(source: ByteSource) -> tuple[Catalog, int]:
+    """Read the header of a file whose data may not be here yet; give also where they will end.
+
+    Raises:
+        TruncatedFile: not even the header is here.
+        BadHeader: the header contradicts the format or itself.
+    """
     cursor = _Cursor(source)
     count, pairs = _preamble(cursor)
     metadata: dict[str, object] = {}
@@ -76,8 +89,7 @@ def read_catalog(source: ByteSource) -> Catalog:
         tensors[info.name] = info
         extents[info.name] = Extent(source.path, start + offset, info.nbytes)
         position = padded(offset + info.nbytes, alignment)
-    _check_end(cursor, max((e.end for e in extents.values()), default=start), start + position)
-    return Catalog("gguf", tensors, extents, metadata)
+    return Catalog("gguf", tensors, extents, metadata), start + position
 
 
 class _Cursor:
@@ -216,9 +228,9 @@ def _entry(cursor: _Cursor) -> tuple[TensorInfo, int]:
     return check_info(name, TENSOR_TYPES[kind], shape, where), cursor.u64()
 
 
-def _check_end(cursor: _Cursor, exact: int, with_padding: int) -> None:
+def _check_end(source: ByteSource, exact: int, with_padding: int) -> None:
     """The file ends with the last tensor, or with its padding; nothing hides behind it."""
-    size, where = cursor.source.nbytes, str(cursor.source.path)
+    size, where = source.nbytes, str(source.path)
     if size < exact:
         raise TruncatedFile(
             f"expected {exact} bytes, got {size}", where=where, hint="fetch or copy the file again"

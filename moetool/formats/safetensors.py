@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from moetool.tensors import Buffer
 
 _PREFIX: Final = 8
-_LABELS: Final = {
+LABELS: Final = {
     "F64": DType.F64,
     "F32": DType.F32,
     "F16": DType.F16,
@@ -43,7 +43,7 @@ _LABELS: Final = {
     "U8": DType.U8,
     "BOOL": DType.BOOL,
 }
-_NAMES: Final = {dtype: label for label, dtype in _LABELS.items()}
+_NAMES: Final = {dtype: label for label, dtype in LABELS.items()}
 
 
 def read_catalog(source: ByteSource) -> Catalog:
@@ -52,6 +52,26 @@ def read_catalog(source: ByteSource) -> Catalog:
     Raises:
         TruncatedFile: the file is shorter than its header says.
         BadHeader: the header contradicts the format, itself or the file's size.
+    """
+    catalog, end = read_part(source)
+    where = str(source.path)
+    if end > source.nbytes:
+        raise TruncatedFile(
+            f"expected {end} bytes, got {source.nbytes}",
+            where=where,
+            hint="fetch or copy the file again",
+        )
+    if end < source.nbytes:
+        raise BadHeader(f"tensors end at byte {end}, the file at {source.nbytes}", where=where)
+    return catalog
+
+
+def read_part(source: ByteSource) -> tuple[Catalog, int]:
+    """Read the header of a file whose data may not be here yet; give also where they will end.
+
+    Raises:
+        TruncatedFile: not even the header is here.
+        BadHeader: the header contradicts the format or itself.
     """
     where = str(source.path)
     header, start = _read_header(source)
@@ -70,14 +90,8 @@ def read_catalog(source: ByteSource) -> Catalog:
         tensors[name] = info
         extents[name] = Extent(source.path, start + begin, end - begin)
     end = max((extent.end for extent in extents.values()), default=start)
-    if end > source.nbytes:
-        raise TruncatedFile(
-            f"expected {end} bytes, got {source.nbytes}",
-            where=where,
-            hint="fetch or copy the file again",
-        )
-    check_tiling(extents.items(), start, source.nbytes, where)
-    return Catalog("safetensors", tensors, extents, metadata)
+    check_tiling(extents.items(), start, end, where)
+    return Catalog("safetensors", tensors, extents, metadata), end
 
 
 def read_index(raw: bytes, where: str) -> dict[str, str]:
@@ -141,11 +155,11 @@ def _entry(name: str, fields: object, where: str) -> tuple[TensorInfo, tuple[int
                 raise BadHeader(f"tensor {shown(name)} has odd fields or numbers", where=where)
         case _:
             raise BadHeader(f"tensor {shown(name)} lacks dtype, shape or data_offsets", where=where)
-    if label not in _LABELS:
+    if label not in LABELS:
         raise BadHeader(f"tensor {shown(name)} has the type {shown(label)}", where=where)
     if begin > end:
         raise BadHeader(f"tensor {shown(name)} ends before it begins", where=where)
-    return check_info(name, _LABELS[label], tuple(shape), where), (begin, end)
+    return check_info(name, LABELS[label], tuple(shape), where), (begin, end)
 
 
 class SafetensorsSink:

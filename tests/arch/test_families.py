@@ -109,6 +109,23 @@ def test_a_declared_family_is_refused_before_its_names(declared, family, small_a
     assert declared in str(caught.value)
 
 
+def test_a_type_that_two_models_share_is_told_apart_by_names(tmp_path):
+    """MiniMax-M2 was first published under MiniMax-Text-01's type."""
+    (tmp_path / "config.json").write_text('{"model_type": "minimax"}')
+    infos = {name: TensorInfo(name, DType.BF16, (1,)) for name in LOOK_ALIKES["MiniMax-M2"]}
+    with pytest.raises(UnknownConvention, match="'minimax', which is MiniMax-M2: a sigmoid router"):
+        recognize(Catalog("safetensors", infos, {}), tmp_path)
+
+
+def test_a_class_is_a_declaration_where_no_type_is(small_args, tmp_path):
+    """config.json without model_type still names what would load it."""
+    (tmp_path / "config.json").write_text('{"architectures": ["PhiMoEForCausalLM"]}')
+    infos = {name: TensorInfo(name, DType.BF16, stored.shape)
+             for name, stored in expand(MIXTRAL.convention("hf"), small_args).items()}  # fmt: skip
+    with pytest.raises(UnknownConvention, match="'PhiMoEForCausalLM' is neither"):
+        recognize(Catalog("safetensors", infos, {}), tmp_path)
+
+
 def test_a_gguf_of_another_architecture_is_refused_by_name(tmp_path):
     """general.architecture says what llama.cpp would compute."""
     catalog = Catalog("gguf", {}, {}, {"general.architecture": "phimoe"})

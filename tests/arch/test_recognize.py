@@ -8,7 +8,7 @@ import pytest
 from moetool.arch import spelling
 from moetool.arch.mistral import DENSE
 from moetool.arch.mixtral import MIXTRAL
-from moetool.arch.recognize import read_json, recognize
+from moetool.arch.recognize import read_json, recognize, recognize_part
 from moetool.arch.schema import expand
 from moetool.convert.synthetic import GEOMETRIES
 from moetool.errors import BadHeader, InconsistentCheckpoint, UnknownConvention
@@ -147,6 +147,11 @@ def gguf_with_vocabulary(args, **changes):
         ({"token_type": [1] * 300}, "256 tokens are spelled as bytes, 0 marked as such"),
         ({"token_type": [1] * 299}, "299 entries of tokenizer.ggml.token_type"),
         ({"tokens": ["a", "b"]}, "2 tokens for a vocabulary of 300"),
+        ({"tokens": ["a"] * 300}, "299 tokens are there twice"),
+        ({"tokens": None}, "0 tokens for a vocabulary of 300"),
+        ({"model": None}, "no tokenizer.ggml.model"),
+        ({"token_type": None}, "0 entries of tokenizer.ggml.token_type"),
+        ({"eos_token_id": 300}, "eos_token_id is 300 of 300 tokens"),
     ],
 )
 def test_a_gguf_that_llama_cpp_would_tokenise_wrongly_is_refused(
@@ -168,3 +173,32 @@ def test_a_gguf_that_lacks_one_layers_experts_is_refused(small_args, tmp_path):
     with pytest.raises(InconsistentCheckpoint) as caught:
         recognize(Catalog("gguf", tensors, {}, catalog.metadata), tmp_path)
     assert caught.value.findings == ("missing blk.1.ffn_gate_exps.weight",)
+
+
+def test_a_part_is_recognised_as_what_the_whole_will_be(small_args, tmp_path):
+    """Tensors that are not here yet are no fault; strangers and wrong shapes are."""
+    write_side_files(tmp_path, small_args)
+    whole = recognize(catalog_of("hf", small_args), tmp_path)
+    tensors = catalog_of("hf", small_args).tensors
+    few = dict(list(tensors.items())[3:9])
+    part = recognize_part(Catalog("safetensors", few, {}), tmp_path, few, "hf")
+    assert part == whole
+    assert recognize_part(Catalog("safetensors", {}, {}), tmp_path, (), "hf") == whole
+    with pytest.raises(InconsistentCheckpoint) as caught:
+        recognize_part(Catalog("safetensors", {}, {}), tmp_path, [*tensors, "lm_head.weight",
+                       "model.layers.2.input_layernorm.weight"], "hf")  # fmt: skip
+    assert caught.value.findings == ("unexpected model.layers.2.input_layernorm.weight",)
+    name = "model.norm.weight"
+    wrong = Catalog("safetensors", {name: TensorInfo(name, DType.BF16, (7,))}, {})
+    with pytest.raises(InconsistentCheckpoint, match="1 tensors do not fit"):
+        recognize_part(wrong, tmp_path, [name], "hf")
+
+
+@pytest.mark.parametrize("name", [convention.name for convention in DENSE.conventions])
+def test_mistral_7b_is_recognised_at_its_true_size(name, tmp_path):
+    """291 tensors in each layout, theta 1e4 and the window from whatever lies beside them."""
+    write_side_files(tmp_path, GEOMETRIES["7b"])
+    found = recognize(catalog_of(name, GEOMETRIES["7b"], DENSE), tmp_path)
+    assert len(found.layout) == 291
+    assert found.args.n_params == 7_241_732_096
+    assert (found.args.rope_theta, found.args.sliding_window) == (1e4, 4096)

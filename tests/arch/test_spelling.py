@@ -63,7 +63,7 @@ args_strategy = st.builds(
     hidden_dim=st.integers(1, 9999), norm_eps=st.sampled_from([1e-5, 1e-6]),
     vocab_size=st.integers(1, 99999), n_experts=st.integers(4, 64),
     n_experts_per_tok=st.integers(1, 4), rope_theta=st.sampled_from([1e4, 1e6]),
-    max_seq_len=st.sampled_from([4096, 32768]),
+    max_seq_len=st.sampled_from([4096, 32768]), sliding_window=st.sampled_from([None, 4096]),
 )  # fmt: skip
 
 
@@ -76,6 +76,26 @@ def test_every_spelling_comes_back(args):
     values = {"general.architecture": "llama"}
     values |= {key: value for key, (_, value) in spelling.to_gguf(args).items()}
     assert replace(spelling.from_gguf(values), assumed=()) == args
+
+
+def test_what_a_dense_config_leaves_out_is_what_transformers_fills_in():
+    """MistralConfig: theta 1e4 and a window of 4096, where null is said and not left out."""
+    args = spelling.from_params_json(PUBLISHED_7B)
+    config = spelling.to_config_json(replace(args, sliding_window=None), "bfloat16")
+    assert spelling.from_config_json(config).sliding_window is None
+    del config["sliding_window"], config["rope_theta"]
+    found = spelling.from_config_json(config)
+    assert (found.sliding_window, found.rope_theta) == (4096, 1e4)
+    assert found.assumed == ("rope_theta", "sliding_window")
+
+
+def test_what_a_mixtral_config_leaves_out_is_mixtrals():
+    """MixtralConfig: theta 1e6 whatever the window, and no window."""
+    config = spelling.to_config_json(spelling.from_params_json(PUBLISHED), "bfloat16")
+    del config["sliding_window"], config["rope_theta"]
+    found = spelling.from_config_json(config)
+    assert (found.sliding_window, found.rope_theta) == (None, 1e6)
+    assert spelling.from_config_json(config | {"sliding_window": 4096}).rope_theta == 1e6
 
 
 def test_rope_parameters_of_transformers_5_are_read():
@@ -101,6 +121,8 @@ def test_rope_parameters_of_transformers_5_are_read():
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"sliding_window": 0}, "sliding_window is 0"),
         ({"moe": {"num_experts": 8, "num_experts_per_tok": 9}}, "exceeds"),
+        ({"n_layers": 1 << 23}, "8388608 layers of 8 experts are 260046848 tensors"),
+        ({"moe": {"num_experts": 1 << 20, "num_experts_per_tok": 2}}, "tensors, more than 131072"),
     ],
 )
 def test_nonsense_is_refused_by_name(change, said):
@@ -173,7 +195,7 @@ def test_scaled_angles_in_a_gguf_are_refused():
     values = {key: value for key, (_, value) in spelling.to_gguf(
         spelling.from_params_json(PUBLISHED_7B)).items()}  # fmt: skip
     values |= {"general.architecture": "llama", "llama.rope.scaling.type": "linear"}
-    with pytest.raises(UnknownConvention, match="scaled by 'linear'"):
+    with pytest.raises(UnknownConvention, match=r"rope\.scaling\.type 'linear': scaled"):
         spelling.from_gguf(values)
 
 

@@ -9,7 +9,8 @@ import re
 import pytest
 
 from moetool.errors import BadHeader, MoetoolError, ReadFailed, Refused, UsageFault
-from moetool.formats import create, open_checkpoint
+from moetool.formats import can_hold, create, open_checkpoint, read_part
+from moetool.formats.directory import survey_files
 from moetool.tensors import DType, TensorInfo
 
 
@@ -289,3 +290,63 @@ def test_files_are_closed_when_one_is_refused(tmp_path):
     with pytest.raises(Refused):
         open_checkpoint(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def shapes(file_set):
+    return [file.name for file in file_set.files], list(file_set.missing)
+
+
+def test_a_survey_says_what_is_here_and_what_is_not(tmp_path):
+    """The numbers, the count in the names, or an index tell which files belong to it."""
+    for name in ("consolidated.00.pt", "consolidated.02.pt"):
+        put(tmp_path / name, "a")
+    here, missing = shapes(survey_files(tmp_path))
+    assert (here, missing) == (["consolidated.00.pt", "consolidated.02.pt"], ["consolidated.01.pt"])
+    other = tmp_path / "split"
+    other.mkdir()
+    put_split(other, "a", "b", "c")
+    (other / "m-00002-of-00003.gguf").unlink()
+    assert shapes(survey_files(other))[1] == ["m-00002-of-00003.gguf"]
+    assert shapes(survey_files(other / "m-00001-of-00003.gguf"))[1] == ["m-00002-of-00003.gguf"]
+    indexed = tmp_path / "indexed"
+    indexed.mkdir()
+    put_index(indexed, {"a": "model-00001-of-00002.safetensors",
+                        "b": "model-00002-of-00002.safetensors"})  # fmt: skip
+    file_set = survey_files(indexed)
+    assert shapes(file_set) == ([], sorted(set(file_set.index.values())))
+
+
+def test_a_survey_counts_files_that_are_promised(tmp_path):
+    """A fetch has begun, and nothing of the weights is here."""
+    file_set = survey_files(tmp_path, ["consolidated.00.pth", "params.json"])
+    assert shapes(file_set) == ([], ["consolidated.00.pth"])
+    with pytest.raises(Refused):
+        survey_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.gguf"])
+def test_a_header_is_read_of_a_file_whose_data_are_not_here(name, tmp_path):
+    """And it says where the data will end; the whole file is refused until then."""
+    path = put(tmp_path / name, "a", "b")
+    whole = path.read_bytes()
+    catalog, end = read_part(path, path.suffix[1:])
+    assert end == len(whole)
+    path.write_bytes(whole[:-33] if name.endswith("gguf") else whole[:-1])
+    assert read_part(path, path.suffix[1:]) == (catalog, end)
+    with pytest.raises(Refused):
+        open_checkpoint(path)
+    path.write_bytes(whole[:20])
+    with pytest.raises(Refused):
+        read_part(path, path.suffix[1:])
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "gguf"])
+@pytest.mark.parametrize("dtype", DType)
+def test_what_a_format_says_it_can_hold_it_can(suffix, dtype, tmp_path):
+    """Whether a writer takes a type is known before there is a writer."""
+    infos = [TensorInfo("a", dtype, (dtype.block_size,))]
+    if can_hold(suffix, dtype):
+        create(tmp_path / f"x.{suffix}", infos, {})
+    else:
+        with pytest.raises(MoetoolError):
+            create(tmp_path / f"x.{suffix}", infos, {})
