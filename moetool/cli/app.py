@@ -14,6 +14,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import typer
@@ -26,6 +28,7 @@ from moetool.errors import Interrupted, MoetoolError, NoRoomOnDisk, SystemFault,
 
 USAGE = 2
 _AGAIN = "run the same command again"
+_POLITE = (signal.SIGINT, signal.SIGTERM)
 BROKEN_PIPE = 141  # as the shell reports a SIGPIPE
 
 app = typer.Typer(
@@ -106,8 +109,20 @@ def _report(console: Console, error: MoetoolError) -> int:
         import traceback
 
         traceback.print_exc()
-    console.error(error)
+    with _undisturbed():
+        console.error(error)
     return error.exit_code
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal break in on the last words: everything is decided by now."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _POLITE}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _system_fault(error: OSError) -> SystemFault:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,20 +12,31 @@ import typer
 
 from moetool.cli.console import Column, Console, duration, size
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
-from moetool.errors import UsageFault
+from moetool.cli.plan_table import render_plan
+from moetool.errors import NoRoomOnDisk, UsageFault
 
 if TYPE_CHECKING:
     from moetool.convert.casts import CastReport
-    from moetool.convert.job import ConvertReport
-    from moetool.convert.plan import Plan
+    from moetool.convert.job import ConvertReport, Job, Source
 
+_PARTIAL = ".partial"  # behind the name of a folder that a fetch has not finished
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        help="File format: safetensors, pth or gguf; left out: the layout's usual one, safetensors",
+        show_default=False,
+    ),
+]
 LayoutOption = Annotated[
     str | None,
     typer.Option(
-        help="hf, hf-fused, mistral, mistral-packed, gguf, gguf-split; else the usual one"
+        help="hf, hf-fused, mistral, mistral-packed, gguf, gguf-split; left out: the format's "
+        "usual one",
+        show_default=False,
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Folder to make; left out: beside the source")]
@@ -48,14 +59,17 @@ RestartOption = Annotated[
 ReadbackOption = Annotated[
     bool, typer.Option("--readback/--no-readback", help="Read each file back from the disk")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing")]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print the plan, write nothing; the source need not be complete"
+    ),
+]
 
 
 def convert(
     path: PathArgument = None,
-    to: Annotated[
-        str, typer.Option("--to", help="File format: safetensors, pth or gguf")
-    ] = "safetensors",
+    to: FormatOption = None,
     layout: LayoutOption = None,
     out: OutOption = None,
     max_shard_size: ShardSizeOption = None,
@@ -74,34 +88,72 @@ def convert(
     touched; the output has its name only when it is complete. After an interruption the same
     command goes on.
     """
-    from moetool.convert.durable_run import Manner
-    from moetool.convert.job import default_out, open_source, prepare
+    from moetool.convert.execute.run import Manner
+    from moetool.convert.job import open_source, prepare
     from moetool.convert.targets import find_dtype, find_target
     from moetool.formats import open_checkpoint
 
     console = Console(json, quiet)
     target, storage = find_target(to, layout), find_dtype(dtype)
+    largest = _parse_size(max_shard_size)
+
+    def prepared(source: Source, folder: Path) -> Job:
+        return prepare(source, target, out or _beside(folder, target.convention), largest,
+                       dtype=storage, allow_overflow=allow_overflow)  # fmt: skip
+
+    if dry_run:
+        _show_plan(console, _fetched_or_coming(path), prepared, readback=readback)
+        return
     source = resolve(path, console)
     with open_checkpoint(source) as checkpoint:
-        job = prepare(
-            open_source(checkpoint),
-            target,
-            out or default_out(checkpoint, target),
-            _parse_size(max_shard_size),
-            dtype=storage,
-            allow_overflow=allow_overflow,
-        )
+        job = prepared(open_source(checkpoint), checkpoint.directory)
         again = _again(source, job.out, to=to, layout=layout, max_shard_size=max_shard_size,
                        dtype=dtype, allow_overflow=allow_overflow, force=force,
                        no_readback=not readback, json=json, quiet=quiet)  # fmt: skip
         manner = Manner(force=force, restart=restart, readback=readback, again=again)
-        if dry_run:
-            report = job.dry_run()
-        else:
-            console.note(f"{_title(job.dry_run())}: {size(job.plan.nbytes)}")
-            with console.progress("convert", job.plan.nbytes) as update:
-                report = job.run(update, manner)
-    console.result(report, lambda: _render(console, report, job.plan))
+        console.note(f"{_title(job)}: {size(job.plan.nbytes)}")
+        for note in job.notes:
+            console.warn(note)
+        with console.progress("convert", job.plan.nbytes) as update:
+            report = job.run(update, manner)
+    console.result(report, lambda: _render(console, report, _title(job)))
+
+
+def _show_plan(
+    console: Console,
+    path: Path | None,
+    prepared: Callable[[Source, Path], Job],
+    *,
+    readback: bool,
+) -> None:
+    """Print what would be done, also of a source that is not complete.
+
+    Raises:
+        Exit: with the code of a full disk, where there is not room enough.
+    """
+    from moetool.convert.dry_run.outlook import foresee
+    from moetool.convert.dry_run.unfinished import survey
+
+    source = resolve(path, console)
+    found = survey(source)
+    job = prepared(found.source, source if source.is_dir() else source.parent)
+    report = foresee(job, found, readback=readback)
+    console.result(report, lambda: render_plan(console, report, _title(job)))
+    if not report.ok:
+        console.hint(f"free {report.room.short_nbytes:,} bytes, or give another place with --out")
+        raise typer.Exit(NoRoomOnDisk.exit_code)
+
+
+def _beside(folder: Path, layout: str) -> Path:
+    """The folder beside the source that a conversion makes when none is named."""
+    name = folder.resolve().name.removesuffix(_PARTIAL)
+    return folder.resolve().with_name(f"{name}-{layout}")
+
+
+def _fetched_or_coming(path: Path | None) -> Path | None:
+    """The path, or the folder in which a fetch that has not ended gathers what will be there."""
+    coming = path.with_name(path.name + _PARTIAL) if path and path.name else None
+    return coming if path and coming and coming.is_dir() and not path.exists() else path
 
 
 def _again(source: Path, out: Path, **options: object) -> str:
@@ -117,9 +169,12 @@ def _again(source: Path, out: Path, **options: object) -> str:
     return shlex.join(words)
 
 
-def _title(report: ConvertReport) -> str:
+def _title(job: Job) -> str:
     """From what to what, and where."""
-    return f"{report.source_layout} -> {report.layout} ({report.file_format}) in {report.out}"
+    return (
+        f"{job.source.recognized.convention.name} -> {job.target.convention} "
+        f"({job.target.file_format}) in {job.out}"
+    )
 
 
 def _parse_size(text: str | None) -> int | None:
@@ -133,27 +188,24 @@ def _parse_size(text: str | None) -> int | None:
     return nbytes
 
 
-def _render(console: Console, report: ConvertReport, plan: Plan) -> None:
-    if report.dry_run:
-        _render_plan(console, plan)
+def _render(console: Console, report: ConvertReport, title: str) -> None:
     console.table(
         [Column("file"), Column("size", right=True)],
         [(name, size(nbytes)) for name, nbytes in report.files.items()],
     )
     copied = report.copied_nbytes / report.nbytes
     console.line()
-    console.line(_title(report))
+    console.line(title)
     console.line(
         f"{report.n_tensors} tensors, {size(report.nbytes)}, {copied:.1%} copied byte for byte, "
         f"{size(report.peak_nbytes)} of weights in memory at most"
     )
     if report.casts:
         _render_casts(console, report.casts)
-    if not report.dry_run:
-        rate = size((report.nbytes - report.resumed_nbytes) / max(report.seconds, 1e-9))
-        if report.resumed_nbytes:
-            console.line(f"{size(report.resumed_nbytes)} were there from an earlier run")
-        console.line(f"written in {duration(report.seconds)} ({rate}/s)", "green")
+    rate = size((report.nbytes - report.resumed_nbytes) / max(report.seconds, 1e-9))
+    if report.resumed_nbytes:
+        console.line(f"{size(report.resumed_nbytes)} were there from an earlier run")
+    console.line(f"written in {duration(report.seconds)} ({rate}/s)", "green")
 
 
 def _render_casts(console: Console, casts: CastReport) -> None:
@@ -167,25 +219,9 @@ def _render_casts(console: Console, casts: CastReport) -> None:
     )
     if casts.worst:
         console.table(
-            [Column("changed most"), Column("cast"), Column("rounded", right=True),
-             Column("to 0", right=True), Column("to inf", right=True)],
+            [Column("look at these first"), Column("cast"), Column("rounded", right=True),
+             Column("to 0", right=True), Column("to inf", right=True), Column("NaN", right=True)],
             [(cast.name, f"{cast.source} to {cast.target}", f"{cast.count.rounded:,}",
-              f"{cast.count.underflowed:,}", f"{cast.count.overflowed:,}") for cast in casts.worst],
+              f"{cast.count.underflowed:,}", f"{cast.count.overflowed:,}", f"{cast.count.nan:,}")
+             for cast in casts.worst],
         )  # fmt: skip
-
-
-def _render_plan(console: Console, plan: Plan) -> None:
-    """One row for each kind of step; repeated layers and experts are counted."""
-    kinds: Counter[tuple[str, str, str, str]] = Counter()
-    for step in plan.steps:
-        target = re.sub(r"\d+", "N", step.target.name)
-        source = re.sub(r"\d+", "N", step.parts[0].source)
-        ops = ", ".join(str(op) for op in step.parts[0].ops) or "copy"
-        parts = f"{len(step.parts)} x " if len(step.parts) > 1 else ""
-        kinds[(target, parts + source, ops, str(list(step.target.shape)))] += 1
-    console.table(
-        [Column("target"), Column("tensors", right=True), Column("shape"), Column("from"),
-         Column("by")],
-        [(t, n, shape, source, ops) for (t, source, ops, shape), n in kinds.items()],
-    )  # fmt: skip
-    console.line()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from moetool.cli.console import Console, size
 from moetool.cli.options import JsonOption, QuietOption
 from moetool.errors import UsageFault
+
+if TYPE_CHECKING:
+    from moetool.convert.targets import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,10 @@ def tiny(
         bool, typer.Option("--trained", help="The weights of the tiny trained release")
     ] = False,
     geometry: Annotated[
-        str, typer.Option(help="tiny; or 8x7b, 8x22b: true size, weights as holes (raw .pth)")
+        str,
+        typer.Option(
+            help="tiny, tiny-dense; or 7b, 8x7b, 8x22b: true size, weights as holes (raw .pth)"
+        ),
     ] = "tiny",
     max_shard_size: Annotated[
         int | None, typer.Option(min=1, help="Largest file in bytes", show_default=False)
@@ -58,12 +64,16 @@ def tiny(
     real and all weights holes.
     """
     from moetool.convert.synthetic import GEOMETRIES
+    from moetool.convert.targets import find_target
 
     console = Console(json, quiet)
     if geometry not in GEOMETRIES:
         raise UsageFault(f"no geometry {geometry!r}", hint=f"one of {', '.join(GEOMETRIES)}")
-    if geometry == "tiny":
-        report = _small(out, layout, to, seed, trained, max_shard_size)
+    if trained and geometry != "tiny":
+        raise UsageFault("the trained weights have the geometry tiny")
+    if geometry.startswith("tiny"):
+        target = find_target(to or ("pth" if layout in {None, "mistral"} else None), layout)
+        report = _small(out, target, geometry, None if trained else seed, max_shard_size)
     else:
         report = _full(out, layout, to, geometry)
     console.result(
@@ -75,24 +85,21 @@ def tiny(
 
 
 def _small(
-    out: Path, layout: str | None, to: str | None, seed: int, trained: bool, max_nbytes: int | None
+    out: Path, target: Target, geometry: str, seed: int | None, max_nbytes: int | None
 ) -> TinyReport:
+    """Random weights of a seed, or without one those of the trained release."""
     from moetool.convert.job import open_source, prepare
     from moetool.convert.sidecars import read_tokenizer
     from moetool.convert.synthetic import GEOMETRIES, random_source
-    from moetool.convert.targets import TARGETS, find_target
     from moetool.formats import open_checkpoint
     from moetool.release.fixture import find_fixture
 
-    usual = {target.convention: target.file_format for target in reversed(TARGETS)}
-    usual["mistral"] = "pth"
-    target = find_target(to or usual.get(layout or "mistral", "safetensors"), layout)
     fixture = find_fixture().directory
-    if trained:
+    if seed is None:
         with open_checkpoint(fixture) as checkpoint:
             made = prepare(open_source(checkpoint), target, out, max_nbytes).run()
     else:
-        source = random_source(GEOMETRIES["tiny"], seed, read_tokenizer(fixture))
+        source = random_source(GEOMETRIES[geometry], seed, read_tokenizer(fixture))
         made = prepare(source, target, out, max_nbytes).run()
     return TinyReport(made.out, made.layout, made.file_format, sum(made.files.values()))
 

@@ -38,7 +38,7 @@ def verify(
     quiet: QuietOption = False,
 ) -> None:
     """Check a checkpoint against every digest that is known of it, and say what that proves."""
-    from moetool.convert.manifest import MANIFEST, read_manifest
+    from moetool.convert.execute.manifest import MANIFEST, read_manifest
     from moetool.release.provenance import record_digests
     from moetool.release.verify.references import references, trust_lines
     from moetool.release.verify.settle import settle
@@ -70,7 +70,10 @@ def verify(
         )
     report = replace(
         report,
-        trust=trust_lines(report, subject.meta, subject.release),
+        trust=(
+            *trust_lines(report, subject.meta, subject.release),
+            *(manifest.trust_lines() if manifest else ()),
+        ),
         damaged=(*broken, *_damaged(report, catalogs, subject.folder)),
     )
     if subject.is_ours and not record_digests(subject.folder, report):

@@ -7,6 +7,7 @@ prepared and printed.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, ClassVar
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import expand
 from moetool.convert.casts import CastAccount, CastReport
-from moetool.convert.durable_run import Manner, Order, run
-from moetool.convert.execute import Progress, require_room
-from moetool.convert.identity import identify
-from moetool.convert.plan import Plan, assign_shards, derive_steps
-from moetool.convert.sidecars import headers, read_tokenizer, sidecars
+from moetool.convert.execute.folder import Progress, work_folder
+from moetool.convert.execute.identity import identify
+from moetool.convert.execute.journal import read_journal
+from moetool.convert.execute.room import require_room
+from moetool.convert.execute.run import Manner, Order, run
+from moetool.convert.plan import Plan, Shard, Step, assign_shards, derive_steps, spread_shards
+from moetool.convert.sidecars import headers, missing_vocabulary, read_tokenizer, sidecars
 from moetool.convert.targets import find_convention
-from moetool.errors import UsageFault
-from moetool.formats import FileCheckpoint
+from moetool.errors import LossyCast, Refused, UsageFault
+from moetool.formats import FileCheckpoint, can_hold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What was written, or with ``dry_run`` what would be."""
+    """What was written; ``notes`` say what a user may miss in it."""
 
     schema: ClassVar[str] = "moetool.convert"
     version: ClassVar[int] = 1
@@ -48,9 +51,9 @@ class ConvertReport:
     copied_nbytes: int
     peak_nbytes: int
     seconds: float
-    dry_run: bool
     casts: CastReport | None = None
     resumed_nbytes: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -79,42 +82,19 @@ class Job:
     allow_overflow: bool = False
     max_shard_nbytes: int | None = None
 
-    def report(
-        self,
-        files: Mapping[str, int],
-        seconds: float,
-        *,
-        dry_run: bool,
-        casts: CastReport | None = None,
-        resumed_nbytes: int = 0,
-    ) -> ConvertReport:
-        """Say what this job writes."""
-        return ConvertReport(
-            source=self.source.path,
-            source_layout=self.source.recognized.convention.name,
-            out=self.out,
-            layout=self.target.convention,
-            file_format=self.target.file_format,
-            files=files,
-            n_tensors=len(self.plan.steps),
-            nbytes=self.plan.nbytes,
-            copied_nbytes=self.plan.copied_nbytes,
-            peak_nbytes=self.plan.peak_nbytes,
-            seconds=seconds,
-            dry_run=dry_run,
-            casts=casts,
-            resumed_nbytes=resumed_nbytes,
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the output will lack that its readers want."""
+        source = self.source
+        found = missing_vocabulary(
+            self.target.side_files, source.tokenizer, source.checkpoint.catalog.metadata
         )
-
-    def dry_run(self) -> ConvertReport:
-        """Report what would be written; file sizes are those of the tensors alone."""
-        files = {shard.file_name: shard.nbytes for shard in self.plan.shards}
-        return self.report(files, 0.0, dry_run=True)
+        return (found,) if found else ()
 
     def run(
         self, progress: Progress = lambda _done, _note: None, manner: Manner | None = None
     ) -> ConvertReport:
-        """Write the files, or go on writing them; see `moetool.convert.durable_run`.
+        """Write the files, or go on writing them; see `moetool.convert.execute.run`.
 
         Raises:
             NoRoomOnDisk: before the first byte.
@@ -126,16 +106,27 @@ class Job:
         manner = manner or Manner()
         if manner.force and self.out.resolve() in self.source.path.resolve().parents:
             raise UsageFault("holds the source, and would be moved aside", where=str(self.out))
+        if not (manner.restart or self.allow_overflow):
+            _refuse_allowed_before(work_folder(self.out))
         casts = CastAccount(self.allow_overflow)
         began = time.monotonic()
         require_room(self.out, self.plan.nbytes)
         written = run(self._order(), manner, casts, progress)
-        return self.report(
-            written.files,
-            time.monotonic() - began,
-            dry_run=False,
+        return ConvertReport(
+            source=self.source.path,
+            source_layout=self.source.recognized.convention.name,
+            out=self.out,
+            layout=self.target.convention,
+            file_format=self.target.file_format,
+            files=written.files,
+            n_tensors=len(self.plan.steps),
+            nbytes=self.plan.nbytes,
+            copied_nbytes=self.plan.copied_nbytes,
+            peak_nbytes=self.plan.peak_nbytes,
+            seconds=time.monotonic() - began,
             casts=casts.report(),
             resumed_nbytes=written.resumed_nbytes,
+            notes=self.notes,
         )
 
     def _order(self) -> Order:
@@ -160,13 +151,16 @@ class Job:
         )
 
     def _options(self) -> dict[str, object]:
-        """What was asked for, in the words of the command line."""
+        """What was asked for, in the words of the command line.
+
+        ``--allow-overflow`` is not among it: what was written without it is the same with it, so
+        a refused conversion goes on when it is allowed.
+        """
         return {
             "to": self.target.file_format,
             "layout": self.target.convention,
             "dtype": self.plan.main_dtype.label,
             "max_shard_nbytes": self.max_shard_nbytes,
-            "allow_overflow": self.allow_overflow,
         }
 
 
@@ -178,12 +172,6 @@ def open_source(checkpoint: FileCheckpoint) -> Source:
     """
     recognized = recognize(checkpoint.catalog, checkpoint.directory)
     return Source(checkpoint, recognized, checkpoint.path, read_tokenizer(checkpoint.directory))
-
-
-def default_out(checkpoint: FileCheckpoint, target: Target) -> Path:
-    """The folder beside the source that a conversion makes when none is named."""
-    source = checkpoint.directory.resolve()
-    return source.parent / f"{source.name}-{target.convention}"
 
 
 def prepare(
@@ -198,8 +186,10 @@ def prepare(
     """Compute the plan; no weight is read. ``dtype`` None keeps the source's types.
 
     Raises:
-        UsageFault: ``out`` is the source or lies inside it, or the model has no such layout.
-        Refused: a tensor is stored in a type that cannot be rearranged or cast.
+        UsageFault: ``out`` is the source or lies inside it, the model has no such layout, or the
+            files would be too many to be named.
+        Refused: a tensor is stored in a type that cannot be rearranged or cast, or that the
+            target's format has no name for.
     """
     out = out.absolute()
     if source.path.resolve() in (out.resolve(), *out.resolve().parents):
@@ -216,11 +206,63 @@ def prepare(
         dtype=dtype,
         restore=True,
     )
+    _refuse_unholdable(steps, target.file_format)
     largest = max_shard_nbytes or target.max_shard_nbytes
-    shards = assign_shards(
-        steps,
-        target.single.replace("{name}", out.name),
-        target.numbered.replace("{name}", out.name),
-        largest,
-    )
-    return Job(source, target, Plan(shards), out, allow_overflow, largest)
+    plan = Plan(_shards(steps, target, out.name, largest))
+    return Job(source, target, plan, out, allow_overflow, largest)
+
+
+def _shards(
+    steps: tuple[Step, ...], target: Target, name: str, largest: int | None
+) -> tuple[Shard, ...]:
+    """The files of a target: up to a size, or as many as its readers expect.
+
+    Raises:
+        UsageFault: more files than the names of the target can number.
+    """
+    numbered = target.numbered.replace("{name}", name)
+    if largest is None and target.n_files > 1:
+        return spread_shards(steps, numbered, target.n_files)
+    shards = assign_shards(steps, target.single.replace("{name}", name), numbered, largest)
+    if len(shards) > target.most_files:
+        raise UsageFault(
+            f"{len(shards)} files, and names like {shards[0].file_name} number "
+            f"{target.most_files} at most",
+            hint="give a larger --max-shard-size",
+        )
+    return shards
+
+
+def _refuse_unholdable(steps: tuple[Step, ...], file_format: str) -> None:
+    """Refuse types that a format cannot name, such as a GGUF's blocks in safetensors.
+
+    Raises:
+        Refused: with the types and how many tensors have them.
+    """
+    kinds = Counter(step.target.dtype for step in steps)
+    strange = {kind: n for kind, n in kinds.items() if not can_hold(file_format, kind)}
+    if strange:
+        found = ", ".join(f"{n} of {kind.label}" for kind, n in strange.items())
+        raise Refused(
+            f"a {file_format} file has no such types: {found} ({len(steps)} tensors in all)",
+            hint="convert the checkpoint that it was made from (f32, f16 or bf16), or write a GGUF",
+        )
+
+
+def _refuse_allowed_before(work: Path) -> None:
+    """Refuse to go on with files in which an earlier run was allowed to write inf.
+
+    Raises:
+        LossyCast: with the tensor.
+    """
+    past = read_journal(work)
+    marks = [mark for held in past.marks.values() for mark in held]
+    tensors = [tensor for mark in marks for tensor in mark.tensors]
+    tensors += [tensor for record in past.shards.values() for tensor in record.tensors]
+    for tensor in tensors:
+        if tensor.cast and tensor.cast.count.overflowed:
+            raise LossyCast(
+                f"an earlier run wrote {tensor.cast.count.overflowed:,} values as inf",
+                where=tensor.name,
+                hint="--allow-overflow goes on, --restart begins anew",
+            )

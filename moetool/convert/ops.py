@@ -25,6 +25,11 @@ Shape = tuple[int, int]
 class Transpose:
     """Swap rows and columns."""
 
+    @property
+    def words(self) -> str:
+        """What it does, for people."""
+        return "transpose"
+
     def infer(self, shape: Shape) -> Shape:
         """The shape after it."""
         return shape[::-1]
@@ -35,6 +40,11 @@ class Halve:
     """Reorder the rows of each head from interleaved pairs to halves."""
 
     n_heads: int
+
+    @property
+    def words(self) -> str:
+        """What it does, for people."""
+        return f"pairs to halves in {self.n_heads} heads"
 
     def infer(self, shape: Shape) -> Shape:
         """The shape after it, which is the shape before it."""
@@ -50,6 +60,11 @@ class Interleave:
     """Reorder the rows of each head from halves to interleaved pairs."""
 
     n_heads: int
+
+    @property
+    def words(self) -> str:
+        """What it does, for people."""
+        return f"halves to pairs in {self.n_heads} heads"
 
     def infer(self, shape: Shape) -> Shape:
         """The shape after it, which is the shape before it."""
@@ -68,6 +83,11 @@ class Cast:
     source: DType
     target: DType
     exact: bool = False
+
+    @property
+    def words(self) -> str:
+        """What it does, for people."""
+        return str(self)
 
     def __str__(self) -> str:
         return f"{self.source.label} to {self.target.label}" + (" exactly" if self.exact else "")

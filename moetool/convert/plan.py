@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from moetool.arch.args import ModelArgs
 
 COPY_CHUNK = 8 << 20  # bytes read at a time where nothing is rearranged
-CAST_NUMEL = 1 << 20  # values cast at a time
+CAST_NUMEL = 1 << 17  # values cast at a time; with what is counted of them, a core's cache
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 HALF_WIDTH = frozenset({DType.F16, DType.BF16})
@@ -79,6 +79,11 @@ class Part:
         for op in self.ops:
             shape = op.infer(shape)
         return shape[0]
+
+    @property
+    def needs_torch(self) -> bool:
+        """True where more is done than copying rows."""
+        return self.cast is not None or any(isinstance(op, Transpose) for op in self.moves)
 
     def working_nbytes(self) -> int:
         """The most bytes held at once while the part streams through its two stages."""
@@ -151,6 +156,16 @@ class Plan:
         return sum(part.nbytes for step in self.steps for part in step.parts if not part.ops)
 
     @property
+    def transformed_nbytes(self) -> int:
+        """The bytes written that are computed: reordered, transposed or cast."""
+        return self.nbytes - self.copied_nbytes
+
+    @property
+    def read_nbytes(self) -> int:
+        """The bytes of weights read from the source."""
+        return sum(part.nbytes for step in self.steps for part in step.parts)
+
+    @property
     def peak_nbytes(self) -> int:
         """The most bytes of weights held at once."""
         return max((part.working_nbytes() for step in self.steps for part in step.parts), default=0)
@@ -206,8 +221,34 @@ def assign_shards(
         filled += step.target.nbytes
     if len(groups) == 1:
         return (Shard(single, tuple(groups[0])),)
+    return _numbered(groups, numbered)
+
+
+def spread_shards(steps: Sequence[Step], numbered: str, count: int) -> tuple[Shard, ...]:
+    """Fill exactly ``count`` files in order, as evenly as whole tensors allow.
+
+    Fewer where there are fewer tensors; ``numbered`` as for `assign_shards`.
+    """
+    count = min(count, len(steps))
+    left = sum(step.target.nbytes for step in steps)
+    groups: list[list[Step]] = [[]]
+    filled = 0
+    for n_done, step in enumerate(steps):
+        n_files = count - len(groups) + 1  # this one and those after it
+        nearer_without = (2 * filled + step.target.nbytes) * n_files >= 2 * left
+        needed_later = len(steps) - n_done < n_files
+        if groups[-1] and n_files > 1 and (nearer_without or needed_later):
+            groups.append([])
+            left -= filled
+            filled = 0
+        groups[-1].append(step)
+        filled += step.target.nbytes
+    return _numbered(groups, numbered)
+
+
+def _numbered(groups: Sequence[Sequence[Step]], name: str) -> tuple[Shard, ...]:
     return tuple(
-        Shard(numbered.format(index=index, index0=index - 1, count=len(groups)), tuple(group))
+        Shard(name.format(index=index, index0=index - 1, count=len(groups)), tuple(group))
         for index, group in enumerate(groups, start=1)
     )
 

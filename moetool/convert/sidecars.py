@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetool import __version__
 from moetool.arch import spelling
+from moetool.arch.vocabulary import check_vocabulary
 from moetool.convert.tokenizer_json import tokenizer_config, tokenizer_json
 from moetool.formats.sentencepiece import read_vocabulary
 from moetool.tensors import DType
@@ -42,6 +43,17 @@ def read_tokenizer(directory: Path) -> bytes | None:
     if not path.is_file() or path.stat().st_size > LARGEST_TOKENIZER:
         return None
     return path.read_bytes()
+
+
+def missing_vocabulary(
+    kind: str, tokenizer: bytes | None, carried: Mapping[str, object]
+) -> str | None:
+    """What to tell where the output has no vocabulary; None where it has one."""
+    if tokenizer is not None or (kind == "none" and "tokenizer.ggml.tokens" in carried):
+        return None
+    if kind == "none":
+        return "no tokenizer.model beside the source: llama.cpp will not load a GGUF without one"
+    return "no tokenizer.model beside the source, and so none beside the output"
 
 
 def sidecars(kind: str, args: ModelArgs, plan: Plan, tokenizer: bytes | None) -> dict[str, bytes]:
@@ -93,13 +105,21 @@ def headers(
     """What each file of a plan carries in its own header beside the tensors.
 
     ``carried``: the key-values of a GGUF that is the source; its vocabulary goes on where no
-    tokenizer.model lies beside it.
+    tokenizer.model lies beside it. What a GGUF will carry is held to the rules for one that is
+    read, here, before its first byte is written.
+
+    Raises:
+        InconsistentCheckpoint: the tokenizer.model is another model's, or would tokenise wrongly.
     """
     if file_format != "gguf":
         own: Mapping[str, object] = {"format": "pt"} if file_format == "safetensors" else {}
         return [own] * len(plan.shards)
     vocabulary = read_vocabulary(tokenizer) if tokenizer is not None else None
     values = _carried_tokenizer(carried or {}) | gguf_metadata(args, plan, name, vocabulary)
+    values |= _carried_file_type(carried or {}, plan)
+    plain = {key: value for key, (_, value) in values.items()}
+    hint = "is the tokenizer.model beside the source this model's?"
+    check_vocabulary(plain, spelling.from_gguf(plain).vocab_size, hint)
     count = len(plan.shards)
     if count == 1:
         return [values]
@@ -183,6 +203,13 @@ def _carried_tokenizer(metadata: Mapping[str, object]) -> dict[str, tuple[str, o
                 kind = {"ggml.scores": "f32", "ggml.token_type": "i32"}.get(name, "str")
                 found[key] = (f"arr[{kind}]", value)
     return found
+
+
+def _carried_file_type(metadata: Mapping[str, object], plan: Plan) -> dict[str, tuple[str, object]]:
+    """The mix that a quantised source says it is; what its blocks alone do not tell."""
+    found = metadata.get("general.file_type")
+    kept = plan.main_dtype not in _FILE_TYPES and type(found) is int
+    return {"general.file_type": ("u32", found)} if kept else {}
 
 
 def _size_label(args: ModelArgs) -> str:

@@ -7,12 +7,14 @@ of one expert; a cast holds `CAST_NUMEL` values.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from moetool.convert.casts import CastAccount, Tally
 from moetool.convert.ops import Cast, Halve, Interleave, Reorder, Transpose
-from moetool.convert.plan import CAST_NUMEL, COPY_CHUNK, Part, Step
+from moetool.convert.plan import CAST_NUMEL, COPY_CHUNK, Part, Plan, Step
 from moetool.tensors import Buffer, Checkpoint, DType
 
 if TYPE_CHECKING:
@@ -37,6 +39,28 @@ def stream(
             yield from _cast(_laid_out(checkpoint, part), part.cast, tally)
             account.add(step.target, part, part.cast, tally, row)
         row += part.rows_out
+
+
+@contextmanager
+def computing(plan: Plan) -> Iterator[None]:
+    """Have torch compute on one thread, where a plan computes at all.
+
+    Hashing and writing take the other cores. A second thread of torch's waits for its share by
+    spinning, which was measured to take three times as long where there are two cores.
+    """
+    if not any(part.needs_torch for step in plan.steps for part in step.parts):
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():  # nothing writes to what was read
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _laid_out(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
@@ -86,11 +110,13 @@ def _whole(checkpoint: Checkpoint, part: Part) -> bytearray:
 
 
 def _cast(blocks: Iterator[Buffer], cast: Cast, tally: Tally) -> Iterator[Buffer]:
+    import torch
+
     size = CAST_NUMEL * cast.source.type_size
     for block in blocks:
         view = memoryview(block)
         for at in range(0, view.nbytes, size):
-            before = to_torch(view[at : at + size], cast.source, (-1,))
+            before = torch.frombuffer(view[at : at + size], dtype=torch_dtype(cast.source))
             after = before.to(torch_dtype(cast.target))
             tally.count(before, after)
             yield to_bytes(after)

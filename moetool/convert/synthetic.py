@@ -11,21 +11,33 @@ import json
 from pathlib import Path
 
 from moetool.arch.args import ModelArgs, validate
-from moetool.arch.mixtral import MISTRAL, MIXTRAL
+from moetool.arch.mistral import DENSE
+from moetool.arch.mixtral import MIXTRAL
 from moetool.arch.recognize import Recognized
-from moetool.arch.schema import expand
+from moetool.arch.schema import Architecture, expand
 from moetool.arch.spelling import to_params_json
-from moetool.convert.execute import output_directory
+from moetool.convert.execute.folder import output_directory
 from moetool.convert.job import Source
 from moetool.convert.stream import to_bytes
 from moetool.formats.pth_writer import PthSink
 from moetool.tensors import Buffer, Catalog, DType, TensorInfo
 
-# The published params.json of both Mixtrals, and one that is small but fits 256-wide blocks.
+# The published params.json of Mistral-7B and both Mixtrals, and two that are small but fit
+# 256-wide blocks.
 GEOMETRIES = {
     "tiny": ModelArgs(
         dim=256, n_layers=2, head_dim=64, hidden_dim=256, n_heads=4, n_kv_heads=2,
         norm_eps=1e-5, vocab_size=768, n_experts=8, n_experts_per_tok=2,
+    ),
+    "tiny-dense": ModelArgs(
+        dim=256, n_layers=2, head_dim=64, hidden_dim=256, n_heads=4, n_kv_heads=2,
+        norm_eps=1e-5, vocab_size=768, n_experts=0, n_experts_per_tok=0, rope_theta=1e4,
+        sliding_window=4096,
+    ),
+    "7b": ModelArgs(
+        dim=4096, n_layers=32, head_dim=128, hidden_dim=14336, n_heads=32, n_kv_heads=8,
+        norm_eps=1e-5, vocab_size=32000, n_experts=0, n_experts_per_tok=0, rope_theta=1e4,
+        sliding_window=4096,
     ),
     "8x7b": ModelArgs(
         dim=4096, n_layers=32, head_dim=128, hidden_dim=14336, n_heads=32, n_kv_heads=8,
@@ -38,11 +50,16 @@ GEOMETRIES = {
 }  # fmt: skip
 
 
+def family(args: ModelArgs) -> Architecture:
+    """The architecture of a geometry: with experts or without."""
+    return MIXTRAL if args.n_experts else DENSE
+
+
 class RandomCheckpoint:
     """Normal bf16 weights of variance 1 / fan-in, norms of one; the seed decides every byte."""
 
     def __init__(self, args: ModelArgs, seed: int) -> None:
-        self.layout = expand(MISTRAL, validate(args))
+        self.layout = expand(family(args).raw, validate(args))
         self.seed = seed
         self._held: tuple[str, Buffer] = ("", b"")
         infos = {n: TensorInfo(n, DType.BF16, s.shape) for n, s in self.layout.items()}
@@ -71,7 +88,8 @@ class RandomCheckpoint:
 def random_source(args: ModelArgs, seed: int, tokenizer: bytes | None) -> Source:
     """A random checkpoint as the source of a conversion."""
     checkpoint = RandomCheckpoint(args, seed)
-    recognized = Recognized(MIXTRAL, MISTRAL, args, checkpoint.layout)
+    architecture = family(args)
+    recognized = Recognized(architecture, architecture.raw, args, checkpoint.layout)
     return Source(checkpoint, recognized, Path(f"random weights, seed {seed}"), tokenizer)
 
 
@@ -80,7 +98,7 @@ def write_full_geometry(args: ModelArgs, out: Path) -> int:
 
     Returns the apparent size of the weights file in bytes.
     """
-    infos = [TensorInfo(n, DType.BF16, s.shape) for n, s in expand(MISTRAL, args).items()]
+    infos = [TensorInfo(n, DType.BF16, s.shape) for n, s in expand(family(args).raw, args).items()]
     with output_directory(out) as work:
         weights = work / "consolidated.00.pth"
         sink = PthSink(weights, infos)

@@ -1,9 +1,11 @@
 """What a conversion can be asked for: file format x convention -> file names and side files.
 
 --to safetensors   hf | hf-fused | mistral     model*.safetensors, consolidated*.safetensors
---to pth           mistral | mistral-packed    consolidated.00.pth, consolidated.NN.pt
+--to pth           mistral | mistral-packed    consolidated.00.pth, consolidated.00.pt … 07.pt
 --to gguf          gguf | gguf-split           NAME.gguf
 --dtype            keep | bf16 | f16 | f32
+
+A format without a layout, and a layout without a format, mean the first line that has it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Target:
     """A format and convention to write, and how its files are called.
 
     ``numbered`` may hold ``{index}`` (from 1), ``{index0}`` (from 0) and ``{count}``;
-    ``side_files`` says whose loader must find what it needs beside the weights.
+    ``side_files`` says whose loader must find what it needs beside the weights. Where no largest
+    file is asked for, ``max_shard_nbytes`` is it, or ``n_files`` is how many there are.
     """
 
     file_format: str
@@ -32,10 +35,19 @@ class Target:
     numbered: str
     side_files: str
     max_shard_nbytes: int | None
+    n_files: int = 1
+
+    @property
+    def most_files(self) -> int:
+        """How many files its names can tell apart, as readers expect them."""
+        # consolidated.NN has two digits; NNNNN-of-NNNNN has five, of which ours reads four.
+        return 100 if "{index0:02d}" in self.numbered else 9999
 
 
 _SHARD = 5 * 10**9  # huggingface_hub's default: 19 files for 8x7B
 _HF_FILES = ("model.safetensors", "model-{index:05d}-of-{count:05d}.safetensors", "hf", _SHARD)
+# huggingface/transformers 4.36: convert_mixtral_weights_to_hf.py opens consolidated.00.pt … 07.pt.
+_PACKED_FILES = 8
 _GGUF_FILES = ("{name}.gguf", "{name}-{index:05d}-of-{count:05d}.gguf", "none", None)
 
 TARGETS = (
@@ -59,6 +71,7 @@ TARGETS = (
         "consolidated.{index0:02d}.pt",
         "packed",
         None,
+        _PACKED_FILES,
     ),
     Target("gguf", "gguf", *_GGUF_FILES),
     Target("gguf", "gguf-split", *_GGUF_FILES),
@@ -94,15 +107,15 @@ def find_convention(architecture: Architecture, target: Target) -> Convention:
     )
 
 
-def find_target(file_format: str, layout: str | None) -> Target:
-    """The target of that format and layout; without a layout the format's usual one.
+def find_target(file_format: str | None, layout: str | None) -> Target:
+    """The target of that format and layout; what is not said is the usual one.
 
     Raises:
         UsageFault: there is no such pair; the message lists those that are.
     """
     for target in TARGETS:
-        if target.file_format == file_format and layout in {None, target.convention}:
+        if file_format in {None, target.file_format} and layout in {None, target.convention}:
             return target
     pairs = ", ".join(f"{target.file_format}/{target.convention}" for target in TARGETS)
-    asked = file_format + (f" with layout {layout}" if layout else "")
+    asked = " with layout ".join(filter(None, (file_format, layout)))
     raise UsageFault(f"cannot write {asked}", hint=f"what can be written: {pairs}")

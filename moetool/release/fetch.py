@@ -222,6 +222,7 @@ class _Job:
         for path in self.meta.file_sizes(self.partial):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        sync_folder(self.partial)
         publish(self.partial, self.out)
         (self.out / OUR_FOLDER / "lock").unlink()
 

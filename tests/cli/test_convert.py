@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from moetool.convert.journal import Journal, Past, Work
+from moetool.convert.execute.journal import Journal, Past, Work
 from moetool.formats import open_checkpoint
 
 
@@ -32,6 +32,33 @@ def test_the_default_is_hf_beside_the_source(raw, moetool):
         "config.json", "generation_config.json", "model.safetensors", "moetool-manifest.json",
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["--layout", "mistral-packed"], ["consolidated.00.pt", "consolidated.07.pt"]),
+        (["--layout", "mistral"], ["consolidated.safetensors"]),
+        (["--layout", "gguf"], ["out.gguf"]),
+        (["--to", "pth"], ["consolidated.00.pth"]),
+        (["--layout", "mistral", "--max-shard-size", "2MB"],
+         ["consolidated-00001-of-00004.safetensors", "consolidated-00004-of-00004.safetensors"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)  # fmt: skip
+def test_a_layout_or_a_format_alone_means_the_usual_other(words, written, raw, moetool, tmp_path):
+    """File names are those that each layout's readers look for."""
+    moetool("convert", raw, "--out", tmp_path / "out", *words, check=0)
+    names = os.listdir(tmp_path / "out")
+    assert set(written) <= set(names)
+
+
+def test_an_output_without_vocabulary_is_warned_of(raw, moetool):
+    """A GGUF without one does not load in llama.cpp."""
+    (raw / "tokenizer.model").unlink()
+    done = moetool("convert", raw, "--to", "gguf", "--json", check=0)
+    assert "warning: no tokenizer.model beside the source" in done.stderr
+    assert "llama.cpp will not load" in json.loads(done.stdout)["notes"][0]
 
 
 def test_files_follow_the_umask(raw, moetool):
@@ -55,15 +82,6 @@ def test_shards_and_index(raw, moetool):
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
     assert index["metadata"]["total_size"] == 2 * json.loads(
         moetool("inspect", out, "--json", check=0).stdout)["model"]["n_params"]  # fmt: skip
-
-
-def test_dry_run_writes_nothing_and_shows_the_plan(raw, moetool):
-    """One row for each kind of step."""
-    before = sorted(raw.parent.iterdir())
-    shown = moetool("convert", raw, "--dry-run", check=0).stdout
-    assert "model.layers.N.self_attn.q_proj.weight" in shown
-    assert "Halve(n_heads=4)" in shown
-    assert sorted(raw.parent.iterdir()) == before
 
 
 def test_an_existing_output_is_in_the_way(raw, moetool):

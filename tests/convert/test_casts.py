@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.arch.mixtral import GGUF, HF, MISTRAL, MISTRAL_PACKED
+from moetool.arch.mixtral import GGUF, HF, MISTRAL, MISTRAL_PACKED, MIXTRAL
 from moetool.arch.recognize import Recognized
 from moetool.arch.schema import expand
 from moetool.convert import stream as streaming
@@ -145,8 +145,6 @@ def source(small_args, tmp_path):
                 return bytes(data[name][start:stop])
 
         layout = expand(convention, args)
-        from moetool.arch.mixtral import MIXTRAL
-
         recognized = Recognized(MIXTRAL, convention, args, layout)
         return Source(Memory(), recognized, tmp_path / "memory", None)
 
@@ -174,6 +172,43 @@ def test_overflow_is_refused_unless_allowed(source, tmp_path):
     assert report.total.overflowed == 2
     assert report.worst[0].name == "blk.1.ffn_down_exps.weight"
     assert (report.worst[0].source, report.worst[0].target) == ("bf16", "f16")
+
+
+def test_a_refused_conversion_goes_on_when_overflow_is_allowed(source, tmp_path):
+    """The files that were finished are kept: nothing in them would be different."""
+    changed = source({W2: [1e30]})
+    words = (changed, find_target("safetensors", "hf"), tmp_path / "out", 9_000)
+    with pytest.raises(LossyCast):
+        prepare(*words, dtype=DType.F16).run()
+    report = prepare(*words, dtype=DType.F16, allow_overflow=True).run()
+    assert report.resumed_nbytes > 0
+    assert report.casts.total.overflowed == 1
+
+
+def test_what_was_allowed_once_is_not_passed_on_unasked(source, tmp_path, monkeypatch):
+    """A file with inf in it, finished by an earlier run, is not made a part of this output."""
+    from moetool.convert.execute import run
+
+    changed = source({"tok_embeddings.weight": [1e30]})
+    words = (changed, find_target("safetensors", "hf"), tmp_path / "out", 9_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "check_written", lambda *_: (_ for _ in ()).throw(KeyError))
+        with pytest.raises(KeyError):
+            prepare(*words, dtype=DType.F16, allow_overflow=True).run()
+    with pytest.raises(LossyCast, match="1 values as inf") as caught:
+        prepare(*words, dtype=DType.F16).run()
+    assert caught.value.where == "model.embed_tokens.weight"
+    assert not (tmp_path / "out").exists()
+    assert prepare(*words, dtype=DType.F16, allow_overflow=True).run().casts.total.overflowed == 1
+
+
+def test_a_tensor_with_nan_is_named(source, tmp_path):
+    """NaN stays NaN, is no change, and is among what needs a look first."""
+    changed = source({W2: [NAN, NAN]})
+    report = prepare(changed, find_target("safetensors", "hf"), tmp_path / "out",
+                     dtype=DType.F32).run().casts  # fmt: skip
+    assert (report.total.nan, report.total.changed) == (2, 0)
+    assert [tensor.count.nan for tensor in report.worst] == [2]
 
 
 def test_keep_casts_nothing(source, tmp_path):
@@ -249,6 +284,25 @@ def test_blocks_of_quantised_weights_are_not_rearranged(small_args):
         derive_steps(Catalog("gguf", infos, {}), layout, expand(MISTRAL_PACKED, args), args)
     with pytest.raises(Refused, match="cannot be transposed or cast"):
         derive_steps(Catalog("gguf", infos, {}), layout, layout, args, dtype=DType.F16)
+
+
+@pytest.mark.parametrize("words", [("safetensors", "hf"), ("pth", "mistral")])
+def test_blocks_that_a_format_has_no_name_for_are_refused(words, small_args, tmp_path):
+    """Moved as they are they could be; written into such a file they cannot."""
+    args = replace(small_args, dim=64, hidden_dim=64)
+    layout = expand(GGUF, args)
+    infos = {n: TensorInfo(n, DType.F32 if s.full_precision else DType.Q8_0, s.shape)
+             for n, s in layout.items()}  # fmt: skip
+
+    class Held:
+        catalog = Catalog("gguf", infos, {})
+
+    recognized = Recognized(MIXTRAL, GGUF, args, layout)
+    held = Source(Held(), recognized, tmp_path / "held", None)
+    with pytest.raises(Refused, match=f"a {words[0]} file has no such types: 28 of q8_0") as caught:
+        prepare(held, find_target(*words), tmp_path / "out")
+    assert caught.value.exit_code == 4
+    assert prepare(held, find_target("gguf", "gguf-split"), tmp_path / "out").plan.nbytes
 
 
 def test_a_type_that_cannot_be_asked_for_is_a_usage_fault():

@@ -4,15 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from moetool.arch.mistral import DENSE
-from moetool.arch.recognize import Recognized
-from moetool.arch.schema import expand
-from moetool.convert.job import Source, open_source, prepare
-from moetool.convert.stream import to_bytes
+from moetool.convert.job import open_source, prepare
+from moetool.convert.synthetic import random_source
 from moetool.convert.targets import TARGETS
 from moetool.errors import UsageFault
-from moetool.formats import open_checkpoint
-from moetool.tensors import Catalog, DType, TensorInfo
+from moetool.formats import create, open_checkpoint
 
 NAMES = [f"{target.file_format}-{target.convention}" for target in TARGETS]
 BY_NAME = dict(zip(NAMES, TARGETS, strict=True))
@@ -85,28 +81,34 @@ def test_a_resharded_gguf_keeps_its_vocabulary(made, tmp_path):
     assert len(found) > 8
 
 
+def test_an_old_gguf_lacks_keys_that_newer_ones_have(made, tiny_release, tmp_path):
+    """llama.cpp of 2023 wrote neither vocab_size nor key_length; the tensors are what they were."""
+    with open_checkpoint(convert(tiny_release, "gguf-gguf-split", tmp_path / "new")) as source:
+        values = {}
+        for key, value in source.catalog.metadata.items():
+            kind = {bool: "bool", int: "u32", float: "f32", str: "str"}.get(type(value))
+            inner = {"scores": "f32", "token_type": "i32"}.get(key.rpartition(".")[2], "str")
+            values[key] = (kind or f"arr[{inner}]", value)
+        for key in ("llama.vocab_size", "llama.attention.key_length", "general.type",
+                    "llama.attention.value_length", "general.source.tool", "split.no",
+                    "split.count", "split.tensors.count"):  # fmt: skip
+            values.pop(key, None)
+        (tmp_path / "old").mkdir()
+        sink = create(tmp_path / "old" / "old.gguf", list(source.catalog.tensors.values()), values)
+        for name in source.catalog.tensors:
+            sink.write(name, [source.read(name)])
+        sink.close()
+    assert (
+        contents(convert(tmp_path / "old", "pth-mistral", tmp_path / "raw"))
+        == (made("pth-mistral")[1])
+    )
+
+
 @pytest.fixture
-def dense_source(small_args, tmp_path):
+def dense_source(small_args):
     """Random weights of a small Mistral-7B, in raw names and in memory."""
-    import torch
-
     args = replace(small_args, n_experts=0, n_experts_per_tok=0, sliding_window=16, rope_theta=1e4)
-    layout = expand(DENSE.raw, args)
-    infos = {name: TensorInfo(name, DType.BF16, s.shape) for name, s in layout.items()}
-    dice = torch.Generator().manual_seed(7)
-    data = {
-        name: bytes(to_bytes(torch.randn(info.shape, generator=dice).to(torch.bfloat16)))
-        for name, info in infos.items()
-    }
-
-    class Memory:
-        catalog = Catalog("memory", infos, {})
-
-        def read(self, name, start=0, stop=None):
-            return data[name][start:stop]
-
-    recognized = Recognized(DENSE, DENSE.raw, args, layout)
-    return Source(Memory(), recognized, tmp_path / "dense", None)
+    return random_source(args, 7, None)
 
 
 @pytest.mark.parametrize("there", DENSE_NAMES)
@@ -130,3 +132,29 @@ def test_what_a_dense_model_has_no_layout_for_is_refused(dense_source, tmp_path)
         with pytest.raises(UsageFault, match="has no layout") as caught:
             prepare(dense_source, BY_NAME[name], tmp_path / "x")
         assert "mistral, hf, gguf" in caught.value.hint
+
+
+@pytest.mark.parametrize("vocab_size", [320, 384])
+def test_8x22b_from_its_own_form_and_back(vocab_size, small_args, tmp_path):
+    """consolidated.safetensors with six query heads to a key head, base vocabulary and v0.3's."""
+    args = replace(small_args, dim=48, n_heads=6, n_kv_heads=1, n_experts=8, vocab_size=vocab_size)
+    first = tmp_path / "first"
+    prepare(random_source(args, 0, None), BY_NAME["safetensors-mistral"], first).run()
+    assert (first / "consolidated.safetensors").is_file()
+    hf = convert(first, "safetensors-hf", tmp_path / "hf")
+    back = tmp_path / "back"
+    with open_checkpoint(hf) as checkpoint:
+        prepare(open_source(checkpoint), BY_NAME["safetensors-mistral"], back, 100_000).run()
+    assert contents(back) == contents(first)
+    assert (back / "consolidated-00001-of-00003.safetensors").is_file()
+
+
+def test_a_sliding_window_of_a_mixture_survives_every_layout(small_args, tmp_path):
+    """The packed params.json has its place for it as well."""
+    args = replace(small_args, sliding_window=4096, rope_theta=1e4)
+    prepare(random_source(args, 0, None), BY_NAME["pth-mistral"], tmp_path / "0").run()
+    for number, name in enumerate(NAMES):
+        convert(tmp_path / str(number), name, tmp_path / str(number + 1))
+        with open_checkpoint(tmp_path / str(number + 1)) as checkpoint:
+            found = open_source(checkpoint).recognized.args
+        assert (found.sliding_window, found.rope_theta) == (4096, 1e4), name

@@ -101,6 +101,9 @@ def test_ops_print_as_words():
     """A plan is read by people."""
     assert str(Cast(DType.BF16, DType.F16)) == "bf16 to f16"
     assert str(Cast(DType.F32, DType.BF16, exact=True)) == "f32 to bf16 exactly"
+    assert [op.words for op in (Halve(4), Interleave(2), Transpose(), Cast(DType.F32, DType.F16))
+            ] == ["pairs to halves in 4 heads", "halves to pairs in 2 heads", "transpose",
+                  "f32 to f16"]  # fmt: skip
 
 
 def test_cast_rounds_as_torch_does():

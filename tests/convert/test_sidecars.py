@@ -1,16 +1,19 @@
 """Side files: every field explicit, every key a loader trusts, nothing invented."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from moetool.convert.job import prepare
+from moetool.convert.plan import Plan, Shard
 from moetool.convert.sidecars import headers, sidecars
 from moetool.convert.synthetic import random_source
 from moetool.convert.targets import find_target
 from moetool.convert.tokenizer_json import merges, tokenizer_json
-from moetool.errors import Refused
+from moetool.errors import InconsistentCheckpoint, Refused
 from moetool.formats.sentencepiece import read_vocabulary
+from moetool.tensors import DType
 
 
 @pytest.fixture
@@ -58,7 +61,9 @@ def test_raw_targets_get_the_torrents_files(small_args, plan, tokenizer):
 
 def test_gguf_has_every_key_that_loaders_fill_in_silently(small_args, plan, tokenizer):
     """freq_base, scores and token types: without them llama.cpp loads and talks nonsense."""
-    (values, *rest) = headers("gguf", small_args, plan, "name", tokenizer)
+    args = replace(small_args, vocab_size=800)
+    (values, *rest) = headers("gguf", args, plan, "name", tokenizer)
+    assert values["tokenizer.ggml.tokens"][1][-1] == "[PAD799]"
     assert values["llama.rope.freq_base"] == ("f32", 1e6)
     assert len(values["tokenizer.ggml.scores"][1]) >= 768
     kinds = values["tokenizer.ggml.token_type"][1]
@@ -80,8 +85,6 @@ def test_merges_come_in_the_order_of_scores(tokenizer):
 
 def test_a_unigram_model_is_refused_by_kind(tokenizer):
     """An approximation would tokenise wrongly without a word."""
-    from dataclasses import replace
-
     vocabulary = read_vocabulary(tokenizer)
     with pytest.raises(Refused, match="unigram"):
         tokenizer_json(replace(vocabulary, model_type="unigram"))
@@ -105,13 +108,32 @@ def test_a_gguf_says_its_size_as_releases_do(changes, label, changed_args, plan)
 
 def test_the_vocabulary_of_a_gguf_is_carried_on(small_args, plan):
     """Types that a read value does not show are those that llama.cpp expects."""
-    carried = {"tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.scores": [0.5],
-               "tokenizer.ggml.token_type": [1], "tokenizer.ggml.bos_token_id": 1,
+    carried = {"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.scores": [0.5, 1.5],
+               "tokenizer.ggml.token_type": [1, 1], "tokenizer.ggml.bos_token_id": 1,
+               "tokenizer.ggml.model": "llama", "general.file_type": 15,
                "tokenizer.ggml.add_bos_token": True, "general.name": "old"}  # fmt: skip
+    small_args = replace(small_args, vocab_size=2)
     (values, *_) = headers("gguf", small_args, plan, "name", None, carried)
     found = {key: values[f"tokenizer.ggml.{key}"] for key in
              ("tokens", "scores", "token_type", "bos_token_id", "add_bos_token")}  # fmt: skip
-    assert found == {"tokens": ("arr[str]", ["a"]), "scores": ("arr[f32]", [0.5]),
-                     "token_type": ("arr[i32]", [1]), "bos_token_id": ("u32", 1),
+    assert found == {"tokens": ("arr[str]", ["a", "b"]), "scores": ("arr[f32]", [0.5, 1.5]),
+                     "token_type": ("arr[i32]", [1, 1]), "bos_token_id": ("u32", 1),
                      "add_bos_token": ("bool", True)}  # fmt: skip
     assert values["general.name"] == ("str", "name")
+    assert values["general.file_type"] == ("u32", 32)  # bf16, whatever the source was
+
+
+def test_the_mix_of_a_quantised_source_is_carried_on(small_args, plan):
+    """Its blocks do not tell Q4_K_M from Q4_K_S."""
+    steps = tuple(replace(step, target=replace(step.target, dtype=DType.Q4_K))
+                  for step in plan.steps)  # fmt: skip
+    mixed = Plan((Shard("x.gguf", steps),))
+    (values,) = headers("gguf", small_args, mixed, "x", None, {"general.file_type": 15})
+    assert values["general.file_type"] == ("u32", 15)
+
+
+def test_another_models_tokenizer_is_refused_before_the_first_byte(small_args, plan, tokenizer):
+    """768 pieces for 56 rows of the embedding: the GGUF would tokenise into nothing."""
+    with pytest.raises(InconsistentCheckpoint) as caught:
+        headers("gguf", replace(small_args, vocab_size=56), plan, "name", tokenizer)
+    assert caught.value.findings == ("768 tokens for a vocabulary of 56",)

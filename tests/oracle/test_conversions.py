@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from moetool.convert.job import open_source, prepare
+from moetool.convert.synthetic import GEOMETRIES, random_source
 from moetool.convert.targets import find_target
 from moetool.formats import open_checkpoint
 
@@ -95,9 +96,21 @@ def test_hf_is_the_published_conversion(raw, params, converted):
     same(found, in_hf(raw, params))
 
 
-def test_packed_is_the_megablocks_form(raw, params, converted):
-    """Experts as rows; h @ w2 wants w2 transposed: undoing both gives the linear form."""
-    found = torch.load(converted("pth", "mistral-packed") / "consolidated.00.pt", weights_only=True)
+def test_packed_is_the_megablocks_form(raw, params, tiny_release, tmp_path):
+    """Experts as rows; h @ w2 wants w2 transposed: undoing both gives the linear form.
+
+    Read as transformers 4.36's convert_mixtral_weights_to_hf.py does: eight files, their keys
+    merged.
+    """
+    with open_checkpoint(tiny_release) as checkpoint:
+        target = find_target(None, "mistral-packed")
+        prepare(open_source(checkpoint), target, tmp_path / "packed").run()
+    found = {}
+    for number in range(8):
+        path = tmp_path / "packed" / f"consolidated.{number:02d}.pt"
+        part = torch.load(path, weights_only=True, mmap=True)
+        assert not set(part) & set(found)
+        found.update(part)
     n_experts, dim = params["moe"]["num_experts"], params["dim"]
     for layer in range(params["n_layers"]):
         for matrix in ("w1", "w2", "w3"):
@@ -180,6 +193,23 @@ def test_raw_outputs_have_mistral_inferences_strict_names(raw, params, converted
     again = torch.load(tmp_path / "pth" / "consolidated.00.pth", weights_only=True, mmap=True)
     assert set(again) == published
     same(again, raw)
+
+
+def test_a_dense_pth_has_mistral_inferences_strict_names(tmp_path):
+    """Without `moe` in params.json its layers have one feed_forward with w1, w2, w3."""
+    args = GEOMETRIES["tiny-dense"]
+    prepare(random_source(args, 0, None), find_target("safetensors", "hf"), tmp_path / "hf").run()
+    with open_checkpoint(tmp_path / "hf") as checkpoint:
+        prepare(open_source(checkpoint), find_target("pth", None), tmp_path / "pth").run()
+    found = torch.load(tmp_path / "pth" / "consolidated.00.pth", weights_only=True, mmap=True)
+    parts = ("attention.wq", "attention.wk", "attention.wv", "attention.wo", "attention_norm",
+             "ffn_norm", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")  # fmt: skip
+    assert set(found) == {"tok_embeddings.weight", "norm.weight", "output.weight"} | {
+        f"layers.{layer}.{part}.weight" for layer in range(args.n_layers) for part in parts
+    }
+    params = json.loads((tmp_path / "pth" / "params.json").read_text())
+    assert params["sliding_window"] == 4096
+    assert not {"moe", "rope_theta"} & set(params)
 
 
 @pytest.mark.parametrize("name", ["f16", "f32"])

@@ -8,7 +8,7 @@ import json
 import pytest
 import xxhash
 
-from moetool.convert.manifest import MANIFEST, read_manifest
+from moetool.convert.execute.manifest import MANIFEST, read_manifest
 from moetool.errors import BadHeader, DigestMismatch
 from moetool.formats import open_checkpoint
 
@@ -53,10 +53,17 @@ def test_it_knows_what_a_fetch_and_a_verify_recorded(convert, raw, tmp_path):
     source = json.loads((tmp_path / "out" / MANIFEST).read_bytes())["source"]
     assert source["files"][weights.name]["sha256"] == "cd" * 32
     assert (source["magnet"], source["info_hashes"]) == (origin["magnet"], ["ab" * 20])
+    lines = list(read_manifest(tmp_path / "out").trust_lines())
+    assert all(line.startswith("source   NOT COVERED  ") for line in lines)
+    assert "cd" * 32 in "\n".join(lines)
+    assert "ab" * 20 in lines[-1]
     weights.touch()
     convert(out="later")
     source = json.loads((tmp_path / "later" / MANIFEST).read_bytes())["source"]
     assert "sha256" not in source["files"][weights.name]
+    assert any(
+        "no digest was known" in line for line in read_manifest(tmp_path / "later").trust_lines()
+    )
 
 
 def test_each_byte_of_it_is_sealed(convert, tmp_path):
@@ -80,7 +87,7 @@ def test_each_byte_of_it_is_sealed(convert, tmp_path):
 )
 def test_what_is_sealed_and_strange_is_refused(change, convert, tmp_path):
     """A seal anybody can make; names that leave the folder and versions unknown are no manifest."""
-    from moetool.convert.manifest import _sealed
+    from moetool.convert.execute.manifest import _sealed
 
     convert()
     path = tmp_path / "out" / MANIFEST

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moetool.convert.checked_source import CheckedSource
+from moetool.convert.execute.checked_source import CheckedSource
 from moetool.errors import DigestMismatch
 from moetool.extents import Claim, Digest, Extent
 from moetool.formats.pth_writer import crc32_combine

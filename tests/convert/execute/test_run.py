@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from moetool.convert import hashed_file
-from moetool.convert.durable_run import Manner
-from moetool.convert.journal import JOURNAL, read_journal
+from moetool.convert.execute import hashed_file, read_back, shard
+from moetool.convert.execute.journal import JOURNAL, read_journal
+from moetool.convert.execute.run import Manner
 from moetool.errors import (
     DigestMismatch,
     Interrupted,
@@ -207,20 +207,30 @@ def test_a_bit_that_rots_in_the_source_is_named(kind, convert, raw, tmp_path):
     assert convert(kind, **SMALL_SHARDS).ok
 
 
-def test_what_flips_between_write_and_read_back_is_caught(convert, monkeypatch, partial, tmp_path):
+@pytest.mark.parametrize("flags", [os.O_DIRECT, 0], ids=["O_DIRECT", "cache dropped"])
+@pytest.mark.parametrize("kind", [("safetensors", "hf"), ("gguf", None)], ids=str)
+def test_what_flips_between_write_and_read_back_is_caught(
+    kind, flags, convert, monkeypatch, partial
+):
     """A disk or a memory that is not sound: exit 3, no file under its name."""
-    real = hashed_file.HashedFile.forget_pages
+    real, digests = shard.read_back, read_back._digest
 
-    def flipping(file):
-        flip(file.path, file.position // 2)
-        real(file)
+    def flipping(path, nbytes, expected):
+        flip(path, nbytes - 1)
+        real(path, nbytes, expected)
 
-    monkeypatch.setattr(hashed_file.HashedFile, "forget_pages", flipping)
-    with pytest.raises(DigestMismatch, match="reads back as"):
-        convert()
-    assert [path.name for path in partial.iterdir() if "safetensors" in path.name] == []
-    monkeypatch.undo()
-    assert convert().ok
+    def without_direct(path, nbytes, wanted):
+        if wanted != flags:
+            raise OSError(22, "Invalid argument")  # as a file system without O_DIRECT says it
+        return digests(path, nbytes, wanted)
+
+    monkeypatch.setattr(shard, "read_back", flipping)
+    monkeypatch.setattr(read_back, "_digest", without_direct)
+    with pytest.raises(DigestMismatch, match="reads back with"):
+        convert(kind)
+    assert [path.name for path in partial.iterdir() if path.suffix == ".tmp"] == []
+    monkeypatch.setattr(shard, "read_back", real)
+    assert convert(kind).ok
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fdatasync"])

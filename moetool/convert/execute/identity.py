@@ -13,7 +13,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from moetool import __version__
-from moetool.convert.journal import SourceFile, Work
+from moetool.convert.execute.journal import SourceFile, Work
 from moetool.errors import PlanChanged, SourceChanged
 
 if TYPE_CHECKING:

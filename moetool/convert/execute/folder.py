@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from moetool.convert.journal import JOURNAL, Mark, Past, ShardRecord
-from moetool.convert.shard import Desk, digest_of, unfinished, write_shard
-from moetool.durable import locked, publish
-from moetool.errors import DigestMismatch, InconsistentCheckpoint, NoRoomOnDisk, OutputExists
+from moetool.arch.recognize import recognize
+from moetool.convert.execute.journal import JOURNAL, Mark, Past, ShardRecord
+from moetool.convert.execute.shard import Desk, digest_of, unfinished, write_shard
+from moetool.durable import locked, publish, sync_folder, write_durably
+from moetool.errors import DigestMismatch, InconsistentCheckpoint, OutputExists
 from moetool.formats import open_checkpoint
 
 if TYPE_CHECKING:
@@ -28,31 +29,13 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, str], None]
 
-HEADROOM = 64 << 20  # bytes beyond the tensors: headers, side files, the file system's own
 LOCK = "lock"
+OUR_FILES = frozenset({LOCK, JOURNAL})  # in the work folder, and never in an output
 
 
 def work_folder(out: Path) -> Path:
     """Where an output is made: beside it, so that one rename can publish it."""
     return out.with_name(out.name + ".partial")
-
-
-def require_room(out: Path, nbytes: int) -> None:
-    """Refuse before the first byte what the disk cannot hold; what is there already counts.
-
-    Raises:
-        NoRoomOnDisk: with what is needed and what is free.
-    """
-    work = work_folder(out)
-    here = sum(path.lstat().st_blocks * 512 for path in work.iterdir()) if work.is_dir() else 0
-    needed = nbytes + nbytes // 100 + HEADROOM
-    free = shutil.disk_usage(_existing_parent(out)).free + here
-    if free < needed:
-        raise NoRoomOnDisk(
-            f"{needed:,} bytes are needed, {free:,} are free",
-            where=str(out),
-            hint=f"free {needed - free:,} bytes, or give another place with --out",
-        )
 
 
 @contextmanager
@@ -66,23 +49,52 @@ def output_directory(out: Path, *, resumable: bool = False, force: bool = False)
         OutputExists: ``out`` is there already.
         LockHeld: another process is writing it.
     """
-    if not force and (out.exists() or out.is_symlink()):
-        hint = "choose another --out; --force moves this one aside"
-        raise OutputExists("is there already", where=str(out), hint=hint)
     work = work_folder(out)
+    _refuse_existing(out, force=force)
     with locked(work / LOCK):
+        try:
+            _refuse_existing(out, force=force)
+        except OutputExists:  # another run published it between the look and the lock
+            (work / LOCK).unlink()
+            with suppress(OSError):
+                work.rmdir()
+            raise
         if not resumable:
             sweep(work, ())
         yield work
-        (work / LOCK).unlink()
+        sync_folder(work)
         if force and (out.exists() or out.is_symlink()):
             _move_aside(out)
-        publish(work, out)
+        with _without(work / JOURNAL):
+            (work / LOCK).unlink()
+            publish(work, out)
+
+
+def _refuse_existing(out: Path, *, force: bool) -> None:
+    if not force and (out.exists() or out.is_symlink()):
+        hint = "choose another --out; --force moves this one aside"
+        raise OutputExists("is there already", where=str(out), hint=hint)
+
+
+@contextmanager
+def _without(journal: Path) -> Iterator[None]:
+    """Remove the journal for the last rename, and put it back if that is refused.
+
+    Nothing is synced in between: whoever is stopped here has the journal or the output.
+    """
+    content = journal.read_bytes() if journal.exists() else None
+    journal.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        if content is not None and journal.parent.is_dir():
+            write_durably(journal, content)
+        raise
 
 
 def sweep(work: Path, keep: Iterable[str]) -> None:
     """Remove all that is not kept: left-overs must not reach the output."""
-    kept = {LOCK, JOURNAL, *keep}
+    kept = {*OUR_FILES, *keep}
     for left_over in work.iterdir():
         if left_over.name in kept:
             continue
@@ -166,12 +178,16 @@ def _finished(desk: Desk, shard: Shard, metadata: Mapping[str, object], held: Pa
 def check_written(plan: Plan, work: Path) -> None:
     """Open what was written with the public reader: names, types and shapes as planned.
 
+    It must be recognised as well: the strict rules for GGUF, which llama.cpp's loader lacks, are
+    ours too.
+
     Raises:
         InconsistentCheckpoint: what a reader sees is not what was planned.
         Refused: a reader refuses the file.
     """
     with open_checkpoint(work) as written:
         found = dict(written.catalog.tensors)
+        recognize(written.catalog, written.directory)
     planned = {step.target.name: step.target for step in plan.steps}
     if found != planned:
         wrong = sorted(name for name in {*found, *planned} if found.get(name) != planned.get(name))
@@ -188,7 +204,3 @@ def _move_aside(out: Path) -> None:
     while (aside := out.with_name(f"{out.name}.old-{number}")).exists() or aside.is_symlink():
         number += 1
     out.rename(aside)
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())

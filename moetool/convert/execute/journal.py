@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from moetool.convert.casts import CastCount, TensorCast
-from moetool.convert.checked_source import SourceRange
-from moetool.durable import sync_folder, write_durably
+from moetool.convert.execute.checked_source import SourceRange
+from moetool.durable import write_durably
 from moetool.formats.output import refusals
 
 if TYPE_CHECKING:
@@ -142,12 +142,6 @@ class Journal:
             file.write(_encode({kind: asdict(entry)}))
             file.flush()
             os.fsync(file.fileno())
-
-    def close(self) -> None:
-        """Remove it: the work is done."""
-        with refusals(self._path):
-            self._path.unlink()
-            sync_folder(self._path.parent)
 
 
 def read_journal(folder: Path) -> Past:

@@ -14,15 +14,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from moetool.convert.hashed_file import HashedFile
-from moetool.convert.journal import Mark, ShardRecord, TensorRecord
+from moetool.convert.execute.hashed_file import HashedFile
+from moetool.convert.execute.journal import Mark, ShardRecord, TensorRecord
+from moetool.convert.execute.read_back import read_back
 from moetool.convert.stream import stream
 from moetool.durable import sync_folder
-from moetool.errors import DigestMismatch, Mismatch, NoRoomOnDisk, SystemFault
+from moetool.errors import Mismatch, NoRoomOnDisk, SystemFault
 from moetool.extents import Extent
 from moetool.formats import create
 from moetool.formats.output import refusals
@@ -33,10 +35,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.convert.casts import CastAccount
-    from moetool.convert.checked_source import CheckedSource, SourceRange
-    from moetool.convert.journal import Journal
+    from moetool.convert.execute.checked_source import CheckedSource, SourceRange
+    from moetool.convert.execute.journal import Journal
+    from moetool.convert.execute.lanes import Lanes
     from moetool.convert.plan import Shard, Step
     from moetool.tensors import Buffer
+
+_Fresh = Sequence[tuple[TensorRecord, "xxhash.xxh3_128"]]
 
 MARK_NBYTES = 256 << 20  # a second of a slow disk: what an interruption costs at most
 
@@ -49,6 +54,7 @@ class Desk:
     source: CheckedSource
     journal: Journal
     casts: CastAccount
+    lanes: Lanes
     progress: Callable[[int, str], None]
     readback: bool = True
     mark_nbytes: int = MARK_NBYTES
@@ -67,13 +73,12 @@ def write_shard(
     temporary = unfinished(desk.work, shard.file_name)
     kept = marks[-1].position if marks else 0
     try:
-        with closing(HashedFile(temporary, shard.nbytes, kept)) as file:
+        with closing(HashedFile(temporary, shard.nbytes, desk.lanes, kept)) as file:
             draft = _Draft(desk, shard.file_name, file, marks)
             draft.fill(shard, metadata)
             record = draft.record()
-            if desk.readback:
-                file.forget_pages()
-                _read_back(temporary, record)
+        if desk.readback:
+            read_back(temporary, record.nbytes, record.xxh3_128)
     except NoRoomOnDisk:
         raise  # what the marks vouch for was synced before the disk was full
     except (SystemFault, Mismatch):
@@ -92,13 +97,15 @@ def unfinished(work: Path, file_name: str) -> Path:
 
 
 class _Draft:
-    """A file in work: its tensors so far, and those that no mark speaks of yet."""
+    """A file in work: its tensors so far, and those that no mark speaks of yet.
+
+    Marks are entered behind the back of the thread that reads, in their order.
+    """
 
     def __init__(self, desk: Desk, file_name: str, file: HashedFile, marks: Sequence[Mark]) -> None:
         self._desk, self._file_name, self._file = desk, file_name, file
-        self._tensors = [tensor for mark in marks for tensor in mark.tensors]
-        self._ranges = [item for mark in marks for item in mark.ranges]
-        self._last = marks[-1] if marks else Mark(file_name, "", 0, "", (), ())
+        self._entered = list(marks)
+        self._begun_at = marks[-1].position if marks else 0  # where the mark that comes next begins
         self._fresh: list[tuple[TensorRecord, xxhash.xxh3_128]] = []
         self._fresh_ranges: list[SourceRange] = []
 
@@ -106,7 +113,7 @@ class _Draft:
         """Write all tensors in order; those that the marks vouch for are read, not made."""
         infos = [step.target for step in shard.steps]
         sink = create(self._desk.work / self._file_name, infos, metadata, self._file)
-        n_kept = len(self._tensors)
+        n_kept = sum(len(mark.tensors) for mark in self._entered)
         for info in infos[:n_kept]:
             sink.write(info.name, self._file.kept_bytes(info.nbytes))
         for step in shard.steps[n_kept:]:
@@ -117,21 +124,23 @@ class _Draft:
             cast = self._desk.casts.tensors.get(step.target.name)
             self._fresh.append((TensorRecord(step.target.name, source, "", cast), digest))
             self._fresh_ranges += ranges
-            if self._file.position - self._last.position >= self._desk.mark_nbytes:
-                self._mark()
+            if self._file.position - self._begun_at >= self._desk.mark_nbytes:
+                self._file.sync(partial(self._mark, self._fresh, self._fresh_ranges))
+                self._begun_at = self._file.position
+                self._fresh, self._fresh_ranges = [], []
         sink.close()
 
     def record(self) -> ShardRecord:
         """What the journal says of the finished file."""
-        digest = self._file.sync()
-        tensors, ranges = self._settled()
+        tensors = [tensor for mark in self._entered for tensor in mark.tensors]
+        ranges = [item for mark in self._entered for item in mark.ranges]
         return ShardRecord(
             self._file_name,
             self._file.position,
             self._file.sha256,
-            digest,
-            (*self._tensors, *tensors),
-            (*self._ranges, *ranges),
+            self._file.xxh3_128,
+            (*tensors, *_settled(self._fresh)),
+            (*ranges, *self._fresh_ranges),
         )
 
     def _made(self, step: Step, digest: xxhash.xxh3_128) -> Iterator[Buffer]:
@@ -140,43 +149,29 @@ class _Draft:
             yield chunk
             self._desk.progress(memoryview(chunk).nbytes, self._file_name)
 
-    def _mark(self) -> None:
-        digest = self._file.sync()
-        tensors, ranges = self._settled()
-        self._last = Mark(
-            self._file_name, self._last.xxh3_128, self._file.position, digest, tensors, ranges
-        )
-        self._desk.journal.add(self._last)
-        self._tensors += tensors
-        self._ranges += ranges
-        self._fresh, self._fresh_ranges = [], []
+    def _mark(
+        self, fresh: _Fresh, ranges: Sequence[SourceRange], position: int, digest: str
+    ) -> None:
+        last = self._entered[-1].xxh3_128 if self._entered else ""
+        mark = Mark(self._file_name, last, position, digest, _settled(fresh), tuple(ranges))
+        self._desk.journal.add(mark)
+        self._entered.append(mark)
 
-    def _settled(self) -> tuple[tuple[TensorRecord, ...], tuple[SourceRange, ...]]:
-        """The tensors since the last mark with their digests, once all was hashed."""
-        tensors = tuple(
-            TensorRecord(
-                made.name,
-                made.source_xxh3_128 or digest.hexdigest(),  # a copy is its source
-                digest.hexdigest(),
-                made.cast,
-            )
-            for made, digest in self._fresh
+
+def _settled(fresh: _Fresh) -> tuple[TensorRecord, ...]:
+    """Tensors with their digests, once all was hashed."""
+    return tuple(
+        TensorRecord(
+            made.name,
+            made.source_xxh3_128 or digest.hexdigest(),  # a copy is its source
+            digest.hexdigest(),
+            made.cast,
         )
-        return tensors, tuple(self._fresh_ranges)
+        for made, digest in fresh
+    )
 
 
 def digest_of(path: Path, nbytes: int) -> str:
     """The XXH3-128 of the first ``nbytes`` of a file; empty where it cannot be read so far."""
     wanted = Wanted((Extent(path, 0, nbytes),), "xxh3_128")
     return read_digests([wanted])[wanted].hex
-
-
-def _read_back(path: Path, record: ShardRecord) -> None:
-    found = digest_of(path, record.nbytes)
-    if found != record.xxh3_128:
-        raise DigestMismatch(
-            f"was written with XXH3 {record.xxh3_128}, and reads back as {found or 'nothing'}",
-            where=str(path.with_suffix("")),
-            hint="the disk or the memory is not sound; run the same command again, or write "
-            "elsewhere",
-        )

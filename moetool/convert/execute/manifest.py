@@ -2,8 +2,9 @@
 
 Digests of the files settle whether they are whole, fingerprints of the tensors where they are not.
 A tensor's two fingerprints are XXH3-128 of the source's bytes it was made of, in the order of the
-plan, and of its own; they are equal where the bytes were copied. Nothing in it depends on when or
-where it was written. The last line is the SHA-256 of all lines before it.
+plan, and of its own; they are equal where the bytes were copied. Where values were cast, it says
+how many were changed. Nothing in it depends on when or where it was written. The last line is the
+SHA-256 of all lines before it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from moetool import __version__
 from moetool.errors import BadHeader, DigestMismatch, ReadFailed
@@ -23,7 +24,8 @@ from moetool.release.provenance import read_origin
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from moetool.convert.journal import ShardRecord, Work
+    from moetool.convert.casts import TensorCast
+    from moetool.convert.execute.journal import ShardRecord, Work
     from moetool.convert.plan import Plan
     from moetool.tensors import Catalog
 
@@ -52,6 +54,7 @@ def build(
             "source": list(dict.fromkeys(part.source for part in step.parts)),
             "source_xxh3_128": tensor.source_xxh3_128,
             "xxh3_128": tensor.xxh3_128,
+            **({"cast": _cast(tensor.cast)} if tensor.cast else {}),
         }
     files = {
         shard.file_name: {
@@ -108,14 +111,27 @@ def describe_source(name: str, folder: Path | None, work: Work) -> dict[str, obj
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest that was read: what it says of files and of tensors."""
+    """A manifest that was read: what it says of files, of tensors, and of where they come from."""
 
     files: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Mapping[str, Any]]
+    source: Mapping[str, Any]
+    tool: str
 
     def sizes(self, folder: Path) -> dict[Path, int]:
         """The files that should be there, and how large they should be."""
         return {folder / name: int(entry["nbytes"]) for name, entry in self.files.items()}
+
+    def trust_lines(self) -> Iterator[str]:
+        """Say what the manifest records of the source, and that nobody looked at it now."""
+        made = f"recorded by {self.tool} when this was made of {self.source.get('name')}"
+        for name, entry in dict(self.source.get("files") or {}).items():
+            digest = entry.get("sha256")
+            known = f"sha256 {digest}" if digest else "of which no digest was known"
+            yield f"source   NOT COVERED  {name}, {entry.get('nbytes')} bytes, {known}: {made}"
+        hashes = ", ".join(map(str, self.source.get("info_hashes") or ()))
+        if hashes:
+            yield f"source   NOT COVERED  the source came from torrent {hashes}: {made}"
 
     def claims(self, folder: Path, catalogs: Sequence[Catalog]) -> Iterator[Claim]:
         """A claim for each file, and one for each tensor that the headers still place."""
@@ -159,7 +175,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     match table:
         case {"schema": "moetool.manifest", "version": 1, "files": dict(), "tensors": dict()}:
             _check_names(table["files"], where)
-            return Manifest(table["files"], table["tensors"])
+            source, tool = _source(table.get("source")), str(table.get("tool"))
+            return Manifest(table["files"], table["tensors"], source, tool)
     raise BadHeader("is no manifest of a version that is known", where=where)
 
 
@@ -171,6 +188,19 @@ def _check_names(files: Mapping[str, object], where: str) -> None:
             ):
                 continue
         raise BadHeader(f"says {entry!r} of the file {name!r}", where=where)
+
+
+def _cast(cast: TensorCast) -> dict[str, object]:
+    """What a cast changed: it cannot be seen in the output, and not be undone."""
+    return {"from": cast.source, "to": cast.target, **asdict(cast.count)}
+
+
+def _source(said: object) -> Mapping[str, Any]:
+    """What a manifest says of its source; nothing where that is not a source."""
+    match said:
+        case {"files": dict(files)} if all(isinstance(entry, dict) for entry in files.values()):
+            return cast("Mapping[str, Any]", said)
+    return {}
 
 
 def _sealed(table: Mapping[str, object]) -> bytes:

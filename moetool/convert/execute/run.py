@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetool.convert import manifest
-from moetool.convert.checked_source import CheckedSource
-from moetool.convert.execute import (
+from moetool.convert.execute import manifest
+from moetool.convert.execute.checked_source import CheckedSource
+from moetool.convert.execute.folder import (
+    OUR_FILES,
     Progress,
     check_written,
     kept_files,
@@ -22,9 +24,11 @@ from moetool.convert.execute import (
     work_folder,
     write_plan,
 )
-from moetool.convert.identity import refuse_changed, refuse_other
-from moetool.convert.journal import Journal, Past, Work, read_journal
-from moetool.convert.shard import MARK_NBYTES, Desk, unfinished
+from moetool.convert.execute.identity import refuse_changed, refuse_other
+from moetool.convert.execute.journal import Journal, Past, Work, read_journal
+from moetool.convert.execute.lanes import Lanes
+from moetool.convert.execute.shard import MARK_NBYTES, Desk, unfinished
+from moetool.convert.stream import computing
 from moetool.durable import write_durably
 from moetool.errors import Interrupted
 from moetool.formats import FileCheckpoint
@@ -106,11 +110,12 @@ def _run(
     sources = order.checkpoint.sources if isinstance(order.checkpoint, FileCheckpoint) else {}
     source = CheckedSource(order.checkpoint, sources)
     resumed = _nbytes(held)
-    desk = Desk(
-        work, source, journal, casts, _counter(progress, resumed), manner.readback,
-        manner.mark_nbytes,
-    )  # fmt: skip
-    records = write_plan(desk, order.plan, order.headers, held)
+    with closing(Lanes()) as lanes, computing(order.plan):
+        desk = Desk(
+            work, source, journal, casts, lanes, _counter(progress, resumed), manner.readback,
+            manner.mark_nbytes,
+        )  # fmt: skip
+        records = write_plan(desk, order.plan, order.headers, held)
     refuse_changed(order.work, order.source_files)
     folder = order.checkpoint.directory if isinstance(order.checkpoint, FileCheckpoint) else None
     origin = manifest.describe_source(order.source_name, folder, order.work)
@@ -120,9 +125,11 @@ def _run(
         with refusals(work / name):
             write_durably(work / name, content)
     check_written(order.plan, work)
-    journal.close()
-    files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
-    files.pop("lock")
+    files = {
+        path.name: path.stat().st_size
+        for path in sorted(work.iterdir())
+        if path.name not in OUR_FILES
+    }
     return Written(files, resumed)
 
 

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from moetool.convert import execute
-from moetool.convert.execute import check_written, output_directory, require_room
+from moetool.convert.execute import room
+from moetool.convert.execute.folder import check_written, output_directory
+from moetool.convert.execute.room import require_room
 from moetool.convert.job import prepare
 from moetool.convert.synthetic import random_source
 from moetool.convert.targets import TARGETS, find_target
@@ -95,7 +96,7 @@ def test_a_dangling_link_is_in_the_way(tmp_path):
 
 def test_too_little_room_is_refused_before_the_first_byte(job, monkeypatch):
     """Needed and free bytes are named, and no folder is made."""
-    monkeypatch.setattr(execute.shutil, "disk_usage", lambda _: type("U", (), {"free": 1000}))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("U", (), {"free": 1000}))
     with pytest.raises(NoRoomOnDisk, match="1,000 are free"):
         job.run()
     assert not list(job.out.parent.glob("out*"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from moetool.convert.casts import CastCount, TensorCast
-from moetool.convert.checked_source import SourceRange
-from moetool.convert.journal import (
+from moetool.convert.execute.checked_source import SourceRange
+from moetool.convert.execute.journal import (
     JOURNAL,
     Journal,
     Mark,
@@ -76,7 +76,7 @@ def test_a_file_that_is_begun_anew_forgets_its_marks(journal, tmp_path):
 
 
 def test_a_line_of_another_version_counts_for_nothing(tmp_path):
-    from moetool.convert.journal import _encode
+    from moetool.convert.execute.journal import _encode
 
     lines = [{"shard": {"file_name": "x"}}, {"mark": 3}, {"plan": {}}, {"news": {}}, {"plan": []}]
     (tmp_path / JOURNAL).write_bytes(b"".join(map(_encode, lines)))

@@ -1,0 +1,118 @@
+"""How fast this machine reads, hashes and writes, as half a second shows it.
+
+The read is of the source itself, at places spread over it, with the pages that are cached dropped
+before; the write is to a file that has no name and is gone when it is closed. So short a look sees
+caches of a disk that a long run does not: what comes of it is an estimate and is called so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moetool.convert.execute.room import existing_parent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moetool.extents import Extent
+
+BLOCK = 4 << 20  # bytes read or written at a time
+SHARE_S = 0.15  # for reading, and again for writing; a block begun in time is finished
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Bytes a second; None for what could not be measured. ``same_disk``: source and output."""
+
+    read: float | None
+    hashed: float | None
+    written: float | None
+    same_disk: bool
+    seconds: float
+
+
+def measure(extents: Sequence[Extent], out: Path) -> Speeds:
+    """Read some of the source and write beside the output, about 0.5 s in all."""
+    began = time.perf_counter()
+    where = existing_parent(out)
+    read, hashed = _read(extents)
+    written = _write(where)
+    files = {extent.path for extent in extents}
+    devices = {path.stat().st_dev for path in files if path.exists()}
+    seconds = time.perf_counter() - began
+    return Speeds(read, hashed, written, where.stat().st_dev in devices, seconds)
+
+
+def estimate_s(speeds: Speeds, n_read: int, n_written: int, *, readback: bool) -> float | None:
+    """The seconds that a conversion would take at these speeds; None where one is not known.
+
+    Reading and writing share a disk or go on at once; hashing goes on beside both. What is
+    computed (transposes, casts) is not in it.
+    """
+    if not (speeds.read and speeds.hashed and speeds.written):
+        return None
+    reading, writing = n_read / speeds.read, n_written / speeds.written
+    moving = reading + writing if speeds.same_disk else max(reading, writing)
+    again = n_written / speeds.read if readback else 0.0
+    return max(moving, n_written / speeds.hashed) + again
+
+
+def _read(extents: Sequence[Extent]) -> tuple[float | None, float | None]:
+    n_read, reading, hashing = 0, 0.0, 0.0
+    try:
+        for extent, offset in _places(extents):
+            with extent.path.open("rb", buffering=0) as file:
+                nbytes = min(BLOCK, extent.end - offset)
+                os.posix_fadvise(file.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+                began = time.perf_counter()
+                block = os.pread(file.fileno(), nbytes, offset)
+                read = time.perf_counter()
+                hashlib.sha256(block)
+                hashing += time.perf_counter() - read
+                reading += read - began
+                n_read += len(block)
+            if reading + hashing > SHARE_S:
+                break
+    except OSError:
+        return None, None
+    return (n_read / reading, n_read / hashing) if n_read else (None, None)
+
+
+def _places(extents: Sequence[Extent]) -> Iterator[tuple[Extent, int]]:
+    """Blocks of the source, each far from the one before it where the source is large."""
+    large = [extent for extent in extents if extent.nbytes >= BLOCK]  # a norm tells of seeks only
+    blocks = [
+        (extent, offset)
+        for extent in large or extents
+        for offset in range(extent.offset, extent.end, BLOCK)
+    ]
+    # A stride near the golden section of the count spreads any number of first blocks evenly.
+    count = len(blocks)
+    stride = max(1, round(count * 0.618))
+    seen: set[int] = set()
+    at = 0
+    while len(seen) < count:
+        while at in seen:
+            at = (at + 1) % count
+        seen.add(at)
+        yield blocks[at]
+        at = (at + stride) % count
+
+
+def _write(folder: Path) -> float | None:
+    block, n_written = os.urandom(BLOCK), 0
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            began = time.perf_counter()
+            while (seconds := time.perf_counter() - began) < SHARE_S:
+                n_written += os.write(file.fileno(), block)
+                os.fdatasync(file.fileno())
+            return n_written / seconds
+    except OSError:
+        return None  # a full disk or a folder that cannot be written: there is nothing to say
