@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # PIP_FIND_LINKS names no wheel).
 EXTRAS ?= test,clients
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults clean
 
 demo: $(VENV)/.demo
 	$(BIN)/moetool demo
@@ -24,6 +24,10 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/verify.py
+
+# Kills, failing system calls, full disks, power cuts: the long form; `make test` has the short one.
+faults: $(VENV)/.test
+	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
