@@ -125,31 +125,46 @@ class Tally:
     total: CastCount = CastCount()
     first: int | None = None
 
-    def count(self, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Compare a flat chunk before and after its cast.
+    def cast(self, before: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Cast a flat chunk of at most 2**24 values, and compare it with what it was.
 
-        Where a glance at the largest and smallest magnitude shows that nothing is NaN, infinite or
-        zero, only the rounded values are counted: a third of the time.
+        Where a glance at the smallest and largest magnitude shows that nothing is zero, infinite
+        or NaN, only the rounded values are counted. Through the wider type, which both need for
+        that, and in place: half the time of casting and comparing one after the other.
         """
         import torch
 
-        wide = torch.promote_types(before.dtype, after.dtype)
-        if wide is after.dtype:  # widened: every value has its equal
+        wide = torch.promote_types(before.dtype, dtype)
+        old = before.to(wide)
+        if wide is dtype:  # widened: every value has its equal
             nan = int(before.isnan().count_nonzero())
             self.total += CastCount(numel=before.numel(), nan=nan)
-            return
-        old, new = before.to(wide), after.to(wide)
-        smallest, largest = new.abs().aminmax()
+            return old
+        after = old.to(dtype)
+        new = after.to(wide)
+        smallest, largest = _magnitudes(after)
         if not bool(largest.isfinite()):
             self._count_each(old, new)
-            return
+            return after
         underflowed = 0
         if not bool(smallest):
             underflowed = int(old.count_nonzero()) - int(new.count_nonzero())
-        changed = int((new - old).count_nonzero())
+        changed = int(new.ne_(old).sum())  # the sum of so few ones is exact in any float type
         self.total += CastCount(
             before.numel(), rounded=changed - underflowed, underflowed=underflowed
         )
+        return after
+
+    def widen_bf16(self, raw: bytes) -> bytearray:
+        """The f32 of bf16 values, which are its upper halves: a norm need not wait for torch."""
+        low, high = raw[0::2], raw[1::2]
+        wide = bytearray(2 * len(raw))
+        wide[2::4], wide[3::4] = low, high
+        nan = 0
+        if b"\x7f" in high or b"\xff" in high:
+            nan = sum(b & 0x7F == 0x7F and a > 0x80 for a, b in zip(low, high, strict=True))  # noqa: PLR2004  # exponent of ones, a fraction behind it
+        self.total += CastCount(numel=len(low), nan=nan)
+        return wide
 
     def _count_each(self, old: torch.Tensor, new: torch.Tensor) -> None:
         import torch
@@ -164,6 +179,17 @@ class Tally:
         self.total += CastCount(
             old.numel(), changed - n_overflowed - n_underflowed, n_overflowed, n_underflowed, nan
         )
+
+
+def _magnitudes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest and the largest magnitude; inf and, above it, NaN are the largest of all."""
+    import torch
+
+    if values.itemsize != 2:  # noqa: PLR2004
+        smallest, largest = values.abs().aminmax()
+        return smallest, largest
+    low, high = values.view(torch.int16).bitwise_and(0x7FFF).aminmax()  # ordered as the values are
+    return low.view(values.dtype), high.view(values.dtype)
 
 
 def _severity(count: CastCount) -> tuple[int, int, int, int]:

@@ -82,25 +82,30 @@ class Part:
 
     @property
     def needs_torch(self) -> bool:
-        """True where more is done than copying rows."""
-        return self.cast is not None or any(isinstance(op, Transpose) for op in self.moves)
+        """True where more is done than copying rows, or widening the few of a norm or a router."""
+        cast, numel = self.cast, self.shape[0] * self.columns
+        widened = cast and (cast.source, cast.target) == (DType.BF16, DType.F32)
+        computed = cast and not (widened and numel <= CAST_NUMEL)
+        return bool(computed) or any(isinstance(op, Transpose) for op in self.moves)
 
     def working_nbytes(self) -> int:
         """The most bytes held at once while the part streams through its two stages."""
         match self.moves:
             case ():
-                held = min(self.nbytes, COPY_CHUNK)
+                held = block = min(self.nbytes, COPY_CHUNK)
             case (Halve(n_heads) | Interleave(n_heads),):
-                held = 2 * self.nbytes // n_heads
+                block = self.nbytes // n_heads
+                held = 2 * block
             case moves:
                 copies = sum(isinstance(op, Halve | Interleave) for op in moves)
-                held = (1 + copies) * self.nbytes + 2 * min(self.nbytes, COPY_CHUNK)
+                block = min(self.nbytes, COPY_CHUNK)
+                held = (1 + copies) * self.nbytes + 2 * block
         if self.cast is None:
             return held
-        # A value before and after (each also as bytes), both widened, and the marks of a count.
-        wide = max(4, self.cast.source.type_size, self.cast.target.type_size)
-        value = 2 * (self.cast.source.type_size + self.cast.target.type_size + wide) + 4
-        return held + value * min(self.shape[0] * self.columns, CAST_NUMEL)
+        source, target = self.cast.source.type_size, self.cast.target.type_size
+        # The block that is made, and of a few values: both types, and both widened for the count.
+        few = (source + target + 2 * max(4, source, target)) * CAST_NUMEL
+        return held + block // source * target + few
 
 
 @dataclass(frozen=True, slots=True)

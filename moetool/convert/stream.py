@@ -1,8 +1,8 @@
 """Run one step: the bytes of a target tensor, a chunk at a time.
 
 A part goes through two stages: its rows are laid out (copied, reordered head by head, transposed),
-then cast. Copies and row reorderings are done on bytes, without torch; a transpose holds the matrix
-of one expert; a cast holds `CAST_NUMEL` values.
+then cast. Copies, row reorderings and the widening of a norm or a router are done on bytes, without
+torch; a transpose holds the matrix of one expert; any other cast holds `CAST_NUMEL` values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def stream(
             yield from _laid_out(checkpoint, part)
         else:
             tally = Tally()
-            yield from _cast(_laid_out(checkpoint, part), part.cast, tally)
+            yield from _cast(_laid_out(checkpoint, part), part, part.cast, tally)
             account.add(step.target, part, part.cast, tally, row)
         row += part.rows_out
 
@@ -56,9 +56,7 @@ def computing(plan: Plan) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with warnings.catch_warnings():  # nothing writes to what was read
-            warnings.filterwarnings("ignore", "The given buffer is not writable")
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -109,17 +107,30 @@ def _whole(checkpoint: Checkpoint, part: Part) -> bytearray:
     return whole
 
 
-def _cast(blocks: Iterator[Buffer], cast: Cast, tally: Tally) -> Iterator[Buffer]:
+def _cast(blocks: Iterator[Buffer], part: Part, cast: Cast, tally: Tally) -> Iterator[Buffer]:
+    if not part.needs_torch:
+        yield from (tally.widen_bf16(bytes(block)) for block in blocks)
+        return
     import torch
 
-    size = CAST_NUMEL * cast.source.type_size
+    dtype = torch_dtype(cast.target)
     for block in blocks:
-        view = memoryview(block)
-        for at in range(0, view.nbytes, size):
-            before = torch.frombuffer(view[at : at + size], dtype=torch_dtype(cast.source))
-            after = before.to(torch_dtype(cast.target))
-            tally.count(before, after)
-            yield to_bytes(after)
+        before = _read_only(block, cast.source)
+        made = bytearray(before.numel() * cast.target.type_size)
+        after = torch.frombuffer(made, dtype=dtype)
+        for at in range(0, before.numel(), CAST_NUMEL):
+            few = slice(at, at + CAST_NUMEL)
+            after[few] = tally.cast(before[few], dtype)
+        yield made
+
+
+def _read_only(buffer: Buffer, dtype: DType) -> torch.Tensor:
+    """See bytes as a flat tensor to which nobody writes, without a copy."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(buffer, dtype=torch_dtype(dtype))
 
 
 def _reordered(tensor: torch.Tensor, op: Reorder) -> torch.Tensor:
