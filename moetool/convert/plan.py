@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moetool.arch.args import ModelArgs
 
 COPY_CHUNK = 8 << 20  # bytes read at a time where nothing is rearranged
+HELD_NBYTES = 24 << 20  # held of a matrix that is being transposed
 CAST_NUMEL = 1 << 17  # values cast at a time; with what is counted of them, a core's cache
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
@@ -96,6 +97,9 @@ class Part:
             case (Halve(n_heads) | Interleave(n_heads),):
                 block = self.nbytes // n_heads
                 held = 2 * block
+            case (Transpose(),):
+                block = min(self.nbytes, COPY_CHUNK)
+                held = min(self.nbytes, HELD_NBYTES) + 2 * block
             case moves:
                 copies = sum(isinstance(op, Halve | Interleave) for op in moves)
                 block = min(self.nbytes, COPY_CHUNK)

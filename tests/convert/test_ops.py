@@ -1,9 +1,11 @@
 """Ops agree with the published formulas, undo each other, and infer the shapes they give."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moetool.convert import stream as streaming
 from moetool.convert.ops import Cast, Halve, Interleave, Transpose, inverse, simplify
 from moetool.convert.plan import Part, Step
 from moetool.convert.stream import stream, to_torch, torch_dtype
@@ -110,3 +112,15 @@ def test_cast_rounds_as_torch_does():
     """bf16 is rounded to nearest even, not cut."""
     matrix = torch.randn(7, 5)
     assert torch.equal(apply(matrix, [Cast(DType.F32, DType.BF16)]), matrix.to(torch.bfloat16))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 200), st.integers(2, 200))
+def test_a_transpose_in_groups_of_columns_is_the_transpose(rows, columns, held, chunk):
+    """However little of the matrix fits, its bytes are those of the whole turned at once."""
+    matrix = torch.arange(rows * columns, dtype=torch.int16).view(torch.bfloat16)
+    matrix = matrix.view(rows, columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "HELD_NBYTES", held)
+        patch.setattr(streaming, "COPY_CHUNK", chunk)
+        turned = apply(matrix, [Transpose()], DType.BF16)
+    assert torch.equal(turned.view(torch.int16), matrix.T.contiguous().view(torch.int16))

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import xxhash
 
@@ -62,6 +62,13 @@ class CheckedSource:
             self._note(name, start, content)
         return content
 
+    def read_again(self, name: str, start: int, stop: int) -> Buffer:
+        """Read what this step has read before: checked again, and no part of its fingerprint."""
+        content = self._checkpoint.read(name, start, stop)
+        if self._members.of(name) is not None:
+            self._note(name, start, content)
+        return content
+
     def begin(self, *, fingerprint: bool) -> None:
         """Begin a step: what is read from now on counts for it."""
         self._ranges, self._fingerprint = [], xxhash.xxh3_128() if fingerprint else None
@@ -84,7 +91,9 @@ class CheckedSource:
                 continue
             offset = self.catalog.extents[item.tensor].offset
             read = self._read[claim]
-            read.append((offset + item.start, offset + item.stop, item.crc32))
+            found = (offset + item.start, offset + item.stop, item.crc32)
+            self._refuse_other(claim, read, found)
+            read.append(found)
             member = claim.extents[0]
             if sum(stop - start for start, stop, _ in read) >= member.nbytes:
                 crc, position = _joined(read, member.offset)
@@ -113,14 +122,29 @@ class CheckedSource:
         else:
             self._ranges.append(SourceRange(name, start, stop, zlib.crc32(content)))
 
+    def _refuse_other(
+        self, claim: Claim, read: list[tuple[int, int, int]], found: tuple[int, int, int]
+    ) -> None:
+        """Refuse a range that was read before and was something else then.
+
+        Raises:
+            DigestMismatch: with the tensors that lie there.
+        """
+        if any(found[:2] == known[:2] and found[2] != known[2] for known in read):
+            self._refuse(
+                claim, f"has CRC-32 {found[2]:08x}, and had another when it was read before"
+            )
+
     def _compare(self, claim: Claim, crc: int) -> None:
         if f"{crc:08x}" == claim.digest.hex:
             return
+        self._refuse(claim, f"has CRC-32 {crc:08x}, the zip promises {claim.digest.hex}")
+
+    def _refuse(self, claim: Claim, what: str) -> NoReturn:
         tensors = self._members.tensors(claim)
         self.damaged = frozenset(tensors)
         raise DigestMismatch(
-            f"{', '.join(tensors[:4])} ({claim.reference.partition('#')[2]}) has CRC-32 {crc:08x}, "
-            f"the zip promises {claim.digest.hex}",
+            f"{', '.join(tensors[:4])} ({claim.reference.partition('#')[2]}) {what}",
             where=str(claim.extents[0].path),
             hint="the source is damaged; moetool verify says what else is, then fetch or copy it "
             "again",

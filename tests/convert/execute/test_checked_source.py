@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from moetool.convert.execute.checked_source import CheckedSource
 from moetool.errors import DigestMismatch
@@ -96,3 +97,21 @@ def test_neighbours_in_one_read_are_one_range():
     ranges, fingerprint = source.end()
     assert [(r.start, r.stop, r.crc32) for r in ranges] == [(0, 30, zlib.crc32(DATA[20:50]))]
     assert len(fingerprint) == 32
+
+
+def test_what_is_read_again_is_checked_again_and_fingerprinted_once():
+    """A transpose passes over a matrix several times; each pass must have seen the same."""
+    memory = Memory(DATA, zlib.crc32(DATA[20:90]))
+    source = CheckedSource(memory, {FILE: memory})
+    source.begin(fingerprint=True)
+    source.read("a")
+    source.read_again("a", 0, 30)
+    _, fingerprint = source.end()
+    assert fingerprint == xxhash.xxh3_128_hexdigest(DATA[20:50])
+    source.begin(fingerprint=True)
+    source.read("a")
+    memory.data = DATA[:30] + b"\0" + DATA[31:]
+    source.read_again("a", 0, 30)
+    with pytest.raises(DigestMismatch, match="had another when it was read before"):
+        source.end()
+    assert source.damaged == {"a", "b", "c"}
