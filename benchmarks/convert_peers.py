@@ -1,9 +1,11 @@
 """convert beside what users have: llama.cpp's converter, and a load and save with transformers.
 
-    python benchmarks/convert_peers.py --llama-cpp PATH/TO/llama.cpp [--layers 1] [--where /dev/shm]
+    python benchmarks/convert_peers.py --llama-cpp PATH/TO/llama.cpp [--layers 1] [--rounds 3]
+        [--where /dev/shm]
 
 The same weights, true 8x7B layer shapes, as safetensors (hf) and as the raw .pth. Ours goes from
-the .pth to each target directly; llama.cpp's converter needs the Hugging Face copy first.
+the .pth to each target directly, everything hashed and read back; llama.cpp's converter needs the
+Hugging Face copy first. Each round runs all of them once; the medians come last.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,8 +45,9 @@ def make(folder: Path, n_layers: int) -> None:
     prepare(source, find_target("safetensors", "hf"), folder / "hf").run()
 
 
-def run(name: str, command: list[str], nbytes: int, environment: dict[str, str]) -> None:
-    """Time a command and print one row of the table."""
+def run(command: list[str], made: Path, environment: dict[str, str]) -> tuple[float, float, int]:
+    """Wall seconds, CPU seconds and peak resident bytes of a command; what it made is removed."""
+    os.sync()
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -52,40 +57,62 @@ def run(name: str, command: list[str], nbytes: int, environment: dict[str, str])
         if status:
             log.seek(0)
             sys.exit(log.read().decode(errors="replace")[-2000:])
-    wall, cpu = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
-    each = 1e9 / nbytes
-    print(f"{name:<44}{wall:8.1f} s{cpu * each:8.2f} CPU s/GB{usage.ru_maxrss / 1e3:9.0f} MB RSS")
+    wall = time.perf_counter() - began
+    shutil.rmtree(made) if made.is_dir() else made.unlink()
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+
+
+def commands(
+    folder: Path, llama_cpp: Path | None
+) -> dict[str, tuple[list[str], Path, dict[str, str]]]:
+    """What a round runs: name, command, what it makes, and its environment."""
+    ours, hf, theirs = folder / "ours", folder / "hf", folder / "theirs"
+    moetool = [sys.executable, "-m", "moetool", "convert", str(folder / "raw"), "--quiet"]
+    moetool += ["--out", str(ours)]
+    found: dict[str, tuple[list[str], Path, dict[str, str]]] = {
+        "moetool .pth -> safetensors": (moetool, ours, {}),
+        "moetool .pth -> gguf": ([*moetool, "--to", "gguf"], ours, {}),
+    }
+    if llama_cpp:
+        made = folder / "theirs.gguf"
+        script = [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(hf)]
+        script += ["--outfile", str(made), "--outtype", "bf16"]
+        own = {"PYTHONPATH": str(llama_cpp / "gguf-py")}
+        found["llama.cpp safetensors -> gguf"] = (script, made, own)
+    saving = [sys.executable, "-c", TRANSFORMERS, str(hf), str(theirs)]
+    found["transformers load and save"] = (saving, theirs, {"HF_HUB_OFFLINE": "1"})
+    return found
 
 
 def main() -> None:
-    """Print one row for each way."""
+    """Print one row for each run, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llama-cpp", type=Path, help="a checkout of llama.cpp")
     parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--where", type=Path, default=Path("/dev/shm"))
     options = parser.parse_args()
+    found: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=options.where) as name:
         folder = Path(name)
         making = get_context("spawn").Process(target=make, args=(folder, options.layers))
         making.start()
         making.join()
-        nbytes = (folder / "raw" / "consolidated.00.pth").stat().st_size
-        print(f"{nbytes / 1e9:.2f} GB, {options.layers} layers")
-        moetool = [sys.executable, "-m", "moetool", "convert", str(folder / "raw"), "--quiet"]
-        hf, gguf = folder / "ours-hf", folder / "ours-gguf"
-        run("moetool .pth -> safetensors", [*moetool, "--out", str(hf)], nbytes, {})
-        shutil.rmtree(hf)
-        run("moetool .pth -> gguf", [*moetool, "--to", "gguf", "--out", str(gguf)], nbytes, {})
-        shutil.rmtree(gguf)
-        if options.llama_cpp:
-            script = options.llama_cpp / "convert_hf_to_gguf.py"
-            words = [str(script), str(folder / "hf"), "--outfile", str(folder / "theirs.gguf")]
-            own = {"PYTHONPATH": str(options.llama_cpp / "gguf-py")}
-            run("llama.cpp safetensors -> gguf", [sys.executable, *words, "--outtype", "bf16"],
-                nbytes, own)  # fmt: skip
-            (folder / "theirs.gguf").unlink()
-        words = ["-c", TRANSFORMERS, str(folder / "hf"), str(folder / "theirs")]
-        run("transformers load and save", [sys.executable, *words], nbytes, {"HF_HUB_OFFLINE": "1"})
+        gigabytes = (folder / "raw" / "consolidated.00.pth").stat().st_size / 1e9
+        print(f"{gigabytes:.2f} GB, {options.layers} layers", flush=True)
+        for _ in range(options.rounds):
+            for kind, (command, made, environment) in commands(folder, options.llama_cpp).items():
+                found[kind].append(run(command, made, environment))
+                print(told(kind, found[kind][-1], gigabytes), flush=True)
+    print("medians")
+    for kind, rows in found.items():
+        print(told(kind, tuple(map(statistics.median, zip(*rows, strict=True))), gigabytes))
+
+
+def told(kind: str, row: tuple[float, ...], gigabytes: float) -> str:
+    """One row of the table."""
+    wall, cpu, rss = row
+    return f"{kind:<34}{wall:8.1f} s{cpu / gigabytes:8.2f} CPU s/GB{rss / 1e6:9.0f} MB RSS"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from moetool.tensors import Catalog, DType, TensorInfo, main_dtype
 if TYPE_CHECKING:
     from moetool.arch.args import ModelArgs
 
-COPY_CHUNK = 8 << 20  # bytes read at a time where nothing is rearranged
+COPY_CHUNK = 4 << 20  # bytes read at a time where nothing is rearranged
 HELD_NBYTES = 24 << 20  # held of a matrix that is being transposed
 CAST_NUMEL = 1 << 17  # values cast at a time; with what is counted of them, a core's cache
 
@@ -107,9 +107,10 @@ class Part:
         if self.cast is None:
             return held
         source, target = self.cast.source.type_size, self.cast.target.type_size
-        # The block that is made, and of a few values: both types, and both widened for the count.
+        # The block that is read ahead, the one that is made, and of a few values: both types, and
+        # both widened for the count.
         few = (source + target + 2 * max(4, source, target)) * CAST_NUMEL
-        return held + block // source * target + few
+        return held + block + block // source * target + few
 
 
 @dataclass(frozen=True, slots=True)

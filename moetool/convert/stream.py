@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -158,7 +159,7 @@ def _cast(blocks: Iterator[Buffer], part: Part, cast: Cast, tally: Tally) -> Ite
     import torch
 
     dtype = torch_dtype(cast.target)
-    for block in blocks:
+    for block in _ahead(blocks) if part.nbytes > COPY_CHUNK else blocks:
         before = _read_only(block, cast.source)
         made = bytearray(before.numel() * cast.target.type_size)
         after = torch.frombuffer(made, dtype=dtype)
@@ -166,6 +167,15 @@ def _cast(blocks: Iterator[Buffer], part: Part, cast: Cast, tally: Tally) -> Ite
             few = slice(at, at + CAST_NUMEL)
             after[few] = tally.cast(before[few], dtype)
         yield made
+
+
+def _ahead(blocks: Iterator[Buffer]) -> Iterator[Buffer]:
+    """Read and check one block while the one before it is computed with."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        coming = pool.submit(next, blocks, b"")
+        while block := coming.result():
+            coming = pool.submit(next, blocks, b"")
+            yield block
 
 
 def _read_only(buffer: Buffer, dtype: DType) -> torch.Tensor:

@@ -20,7 +20,7 @@ from moetool.convert.plan import Part, Plan, Step, assign_shards, derive_steps
 from moetool.convert.stream import stream, to_bytes, to_torch, torch_dtype
 from moetool.convert.synthetic import GEOMETRIES, RandomCheckpoint
 from moetool.convert.targets import find_dtype, find_target
-from moetool.errors import LossyCast, Refused, UsageFault
+from moetool.errors import LossyCast, ReadFailed, Refused, UsageFault
 from moetool.formats import open_checkpoint
 from moetool.tensors import Catalog, DType, TensorInfo
 
@@ -126,9 +126,11 @@ def test_a_gguf_of_bf16_needs_no_torch(source, tmp_path):
     assert not any(part.needs_torch for step in plan.steps for part in step.parts)
 
 
-def test_a_cast_in_slabs_is_the_cast_of_the_whole(monkeypatch):
+@pytest.mark.parametrize("chunk", [1 << 20, 32], ids=["one block", "read ahead"])
+def test_a_cast_in_slabs_is_the_cast_of_the_whole(chunk, monkeypatch):
     """The count goes on over the edges of slabs, and the first row is that of the tensor."""
     monkeypatch.setattr(streaming, "CAST_NUMEL", 5)
+    monkeypatch.setattr(streaming, "COPY_CHUNK", chunk)
     values = torch.linspace(-7e4, 7e4, 52).reshape(13, 4)
     held = Held(values, DType.F32)
     made, count = held.cast(DType.F16)
@@ -137,6 +139,22 @@ def test_a_cast_in_slabs_is_the_cast_of_the_whole(monkeypatch):
     values[:7] = 0
     with pytest.raises(LossyCast, match=r"2 of 52 .*first in row 12"):
         Held(values, DType.F32).cast(DType.F16, allow_overflow=False)
+
+
+def test_what_fails_while_reading_ahead_is_that_failure(monkeypatch):
+    """The thread that reads ahead ends, and what it met is met here."""
+    monkeypatch.setattr(streaming, "COPY_CHUNK", 32)
+    held = Held(torch.ones(13, 4), DType.F32)
+    read = held.read
+
+    def failing(name, start=0, stop=None):
+        if start >= 96:
+            raise ReadFailed("EIO")
+        return read(name, start, stop)
+
+    held.read = failing
+    with pytest.raises(ReadFailed, match="EIO"):
+        held.cast(DType.F16)
 
 
 def test_a_cast_that_nobody_asked_for_changes_no_value():
