@@ -29,7 +29,12 @@ def locked(path: Path) -> Iterator[None]:
         LockHeld: another process holds it; the message names it.
     """
     with _taken(path) as file:
-        file.truncate(0)
+        while file.tell() or os.fstat(file.fileno()).st_size:
+            try:
+                file.seek(0)
+                file.truncate()
+            except InterruptedError:  # python makes most calls again, this one not
+                continue
         file.write(str(os.getpid()))
         file.flush()
         yield

@@ -19,7 +19,7 @@ from moetool.arch.mistral import DENSE
 from moetool.arch.mixtral import MIXTRAL
 from moetool.arch.schema import Architecture, Convention, StoredTensor, expand
 from moetool.arch.vocabulary import check_vocabulary
-from moetool.errors import BadHeader, InconsistentCheckpoint, UnknownConvention
+from moetool.errors import BadHeader, InconsistentCheckpoint, ReadFailed, UnknownConvention
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,6 +161,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
     Raises:
         BadHeader: not a JSON object, too large, or with doubled keys.
+        ReadFailed: the machine could not read.
     """
     try:
         if path.stat().st_size > LARGEST_JSON:
@@ -168,8 +169,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadHeader(f"cannot be read: {error}", where=str(path)) from error
+    except OSError as error:
+        raise ReadFailed(error.strerror or "cannot be read", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise BadHeader(f"not text: {error}", where=str(path)) from error
     try:
         data = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

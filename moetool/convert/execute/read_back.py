@@ -50,19 +50,20 @@ def read_back(path: Path, nbytes: int, expected: str) -> None:
 
 def _digest(path: Path, nbytes: int, flags: int) -> str:
     digest, position = xxhash.xxh3_128(), 0
+    # Not closed by hand: what an error or a signal interrupts still holds a view of it.
+    buffer = memoryview(mmap.mmap(-1, _BUFFER_NBYTES))
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
-        with mmap.mmap(-1, _BUFFER_NBYTES) as mapping, memoryview(mapping) as buffer:
-            while position < nbytes:
-                wanted = min(_BUFFER_NBYTES, nbytes - position)
-                if not flags:
-                    os.posix_fadvise(handle, position, wanted, os.POSIX_FADV_DONTNEED)
-                blocks = -(-wanted // _BLOCK) * _BLOCK
-                got = min(os.preadv(handle, [buffer[:blocks]], position), wanted)
-                if not got:
-                    break  # cut off: the digest says so
-                digest.update(buffer[:got])
-                position += got
+        while position < nbytes:
+            wanted = min(_BUFFER_NBYTES, nbytes - position)
+            if not flags:
+                os.posix_fadvise(handle, position, wanted, os.POSIX_FADV_DONTNEED)
+            blocks = -(-wanted // _BLOCK) * _BLOCK
+            got = min(os.preadv(handle, [buffer[:blocks]], position), wanted)
+            if not got:
+                break  # cut off: the digest says so
+            digest.update(buffer[:got])
+            position += got
     finally:
         os.close(handle)
     return digest.hexdigest()
