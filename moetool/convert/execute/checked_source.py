@@ -55,14 +55,12 @@ class CheckedSource:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Buffer:
         """Read bytes ``start:stop`` of the stored form of a tensor, and note them."""
-        content = self._checkpoint.read(name, start, stop)
+        content = self.read_again(name, start, stop)
         if self._fingerprint is not None:
             self._fingerprint.update(content)
-        if self._members.of(name) is not None:
-            self._note(name, start, content)
         return content
 
-    def read_again(self, name: str, start: int, stop: int) -> Buffer:
+    def read_again(self, name: str, start: int = 0, stop: int | None = None) -> Buffer:
         """Read what this step has read before: checked again, and no part of its fingerprint."""
         content = self._checkpoint.read(name, start, stop)
         if self._members.of(name) is not None:
