@@ -125,8 +125,8 @@ class Tally:
     total: CastCount = CastCount()
     first: int | None = None
 
-    def cast(self, before: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Cast a flat chunk of at most 2**24 values, and compare it with what it was.
+    def cast(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Cast a flat chunk of at most 2**24 values into ``after``, and compare the two.
 
         Where a glance at the smallest and largest magnitude shows that nothing is zero, infinite
         or NaN, only the rounded values are counted. Through the wider type, which both need for
@@ -134,18 +134,18 @@ class Tally:
         """
         import torch
 
-        wide = torch.promote_types(before.dtype, dtype)
-        old = before.to(wide)
-        if wide is dtype:  # widened: every value has its equal
+        wide = torch.promote_types(before.dtype, after.dtype)
+        if wide is after.dtype:  # widened: every value has its equal
+            after.copy_(before)
             nan = int(before.isnan().count_nonzero())
             self.total += CastCount(numel=before.numel(), nan=nan)
-            return old
-        after = old.to(dtype)
-        new = after.to(wide)
+            return
+        old = before.to(wide)
+        new = after.copy_(old).to(wide)
         smallest, largest = _magnitudes(after)
         if not bool(largest.isfinite()):
             self._count_each(old, new)
-            return after
+            return
         underflowed = 0
         if not bool(smallest):
             underflowed = int(old.count_nonzero()) - int(new.count_nonzero())
@@ -153,7 +153,6 @@ class Tally:
         self.total += CastCount(
             before.numel(), rounded=changed - underflowed, underflowed=underflowed
         )
-        return after
 
     def widen_bf16(self, raw: bytes) -> bytearray:
         """The f32 of bf16 values, which are its upper halves: a norm need not wait for torch."""

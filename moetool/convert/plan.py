@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COPY_CHUNK = 4 << 20  # bytes read at a time where nothing is rearranged
 HELD_NBYTES = 24 << 20  # held of a matrix that is being transposed
-CAST_NUMEL = 1 << 17  # values cast at a time; with what is counted of them, a core's cache
+CAST_NUMEL = 1 << 18  # values cast at a time; with what is counted of them, a core's cache
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
 HALF_WIDTH = frozenset({DType.F16, DType.BF16})

@@ -165,7 +165,7 @@ def _cast(blocks: Iterator[Buffer], part: Part, cast: Cast, tally: Tally) -> Ite
         after = torch.frombuffer(made, dtype=dtype)
         for at in range(0, before.numel(), CAST_NUMEL):
             few = slice(at, at + CAST_NUMEL)
-            after[few] = tally.cast(before[few], dtype)
+            tally.cast(before[few], after[few])
         yield made
 
 

@@ -37,12 +37,16 @@ _CALL = re.compile(r'(\d+) +(\w+)\((?:(?:AT_FDCWD|\d+)<([^>]*)>)?(?:, )?(?:"([^"
 
 @dataclass(frozen=True)
 class Point:
-    """The ``number``-th call on a path; ``nbytes`` is what it moved, where it moves bytes."""
+    """The ``number``-th call on a path; what it moved and where, where it moves bytes.
+
+    Only the hook knows the offset.
+    """
 
     call: str
     path: str
     number: int
     nbytes: int
+    offset: int = 0
 
     @property
     def kind(self) -> str:

@@ -6,7 +6,7 @@ path it is about, and its number among the calls of that name on that path.
 
     FAULTS_ROOTS   folders, joined by ":"; calls on anything else pass untouched
     FAULTS_AT      JSON [call, path, number, action]: short, flip, lost, empty, kill or an errno
-    FAULTS_LOG     each call is a JSON line [call, path, number, bytes, fired]
+    FAULTS_LOG     each call is a JSON line [call, path, number, bytes, offset, fired]
     FAULTS_HALT    "READ WRITE": before and after each call of FAULTS_HALT_AT a line is written to
                    the second descriptor and an answer awaited on the first
     FAULTS_SMALL   JSON {"module:NAME": value}: constants made small, so that 8 MB is a long run
@@ -51,6 +51,10 @@ def _nbytes(name, arguments):
     if name in {"pwritev", "preadv"}:
         return sum(memoryview(buffer).nbytes for buffer in arguments[1])
     return arguments[1] if name == "pread" else 0
+
+
+def _offset(name, arguments):
+    return arguments[2] if name in {"pwrite", "pwritev", "pread", "preadv"} else 0
 
 
 def _halt(when, name, path):
@@ -131,7 +135,8 @@ def _wrap(name):
             point.append(_seen[tuple(point)])
         nbytes, fired = _nbytes(name, arguments), _is_at(*point)
         if _log >= 0:
-            _os["write"](_log, (json.dumps([*point, nbytes, fired]) + "\n").encode())
+            line = json.dumps([*point, nbytes, _offset(name, arguments), fired])
+            _os["write"](_log, f"{line}\n".encode())
         _halt("before", name, path)
         done = (
             _disturbed(name, AT[3], arguments, nbytes) if fired else _os[name](*arguments, **words)
