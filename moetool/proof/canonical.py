@@ -1,0 +1,130 @@
+"""Any checkpoint seen as the raw release would hold it: one matrix for each role, layer and expert.
+
+The canonical form is one more target of a conversion: the same tables, plan and stream that write
+a raw .pth give the bytes here, a chunk at a time. So what is said of one layout holds for all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from moetool.arch.recognize import Recognized, recognize
+from moetool.arch.schema import Slot, expand
+from moetool.convert.plan import FLOATS, Plan, Shard, Step, derive_steps
+from moetool.convert.stream import computing, stream
+from moetool.errors import Refused
+from moetool.formats import open_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moetool.formats import FileCheckpoint
+    from moetool.tensors import Buffer, TensorInfo
+
+T = TypeVar("T")
+MOST_WORKERS = 8  # beyond that a disk is the limit, not the arithmetic
+MOST_HELD_NBYTES = 64 << 20  # of weights by all workers together
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """An opened checkpoint in canonical form.
+
+    ``steps`` has one step for each canonical tensor, in the order of the raw release; its target
+    has the raw name and shape, and the storage type of the source.
+    """
+
+    checkpoint: FileCheckpoint
+    recognized: Recognized
+    steps: Mapping[Slot, Step]
+
+    @property
+    def path(self) -> Path:
+        """What was asked for."""
+        return self.checkpoint.path
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all canonical tensors."""
+        return sum(step.target.nbytes for step in self.steps.values())
+
+    def info(self, slot: Slot) -> TensorInfo:
+        """Raw name, canonical shape, and the type in which the values are stored."""
+        return self.steps[slot].target
+
+    def read(self, slot: Slot) -> Iterator[Buffer]:
+        """Yield the values of a canonical tensor, row-major, in the type they are stored in.
+
+        Raises:
+            ReadFailed, TruncatedFile: the machine could not read, or the file has shrunk.
+        """
+        return stream(self.checkpoint, self.steps[slot])
+
+    def map(self, work: Callable[[Slot], T], slots: Iterable[Slot]) -> Iterator[tuple[Slot, T]]:
+        """Do something for each tensor in threads, and yield the results in order.
+
+        As many threads as there are processors, fewer where what they hold would be too much.
+        """
+        plan = Plan((Shard("", tuple(self.steps.values())),))
+        held = max(1, plan.peak_nbytes)
+        n_workers = max(1, min(_n_cpus(), MOST_WORKERS, MOST_HELD_NBYTES // held))
+        waiting: deque[tuple[Slot, Future[T]]] = deque()
+        with computing(plan), ThreadPoolExecutor(n_workers, "canonical") as pool:
+            try:
+                for slot in slots:
+                    waiting.append((slot, pool.submit(work, slot)))
+                    if len(waiting) > 2 * n_workers:
+                        first, future = waiting.popleft()
+                        yield first, future.result()
+                while waiting:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[Weights]:
+    """Open a checkpoint in any format and layout, and see it in canonical form.
+
+    Raises:
+        Refused: it is not understood, or its values are stored in a type that is not decoded.
+    """
+    with open_checkpoint(path) as checkpoint:
+        recognized = recognize(checkpoint.catalog, checkpoint.directory)
+        yield see(checkpoint, recognized)
+
+
+def see(checkpoint: FileCheckpoint, recognized: Recognized) -> Weights:
+    """The canonical form of a checkpoint that is open and recognised.
+
+    Raises:
+        Refused: values are stored in a type that is not decoded.
+    """
+    strange = sorted(
+        {info.dtype.label for info in checkpoint.catalog.tensors.values()}
+        - {dtype.label for dtype in FLOATS}
+    )
+    if strange:
+        raise Refused(
+            f"holds {', '.join(strange)}, whose values are not the model's own",
+            where=str(checkpoint.path),
+            hint="give the checkpoint that it was made from (f32, f16 or bf16)",
+        )
+    args = recognized.args
+    raw = expand(recognized.architecture.raw, args)
+    steps = derive_steps(checkpoint.catalog, recognized.layout, raw, args)
+    slots = [stored.cells[0].slot for stored in raw.values()]
+    return Weights(checkpoint, recognized, dict(zip(slots, steps, strict=True)))
+
+
+def _n_cpus() -> int:
+    """The processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
