@@ -1,7 +1,7 @@
 """Many digests -> one root, by the tree of RFC 6962 section 2.1 (Certificate Transparency).
 
-A leaf is SHA-256(00 | data), a node SHA-256(01 | left | right), and the left side of a split has the
-largest power of two of leaves that is smaller than all. The two prefixes keep a node from being
+A leaf is SHA-256(00 | data), a node SHA-256(01 | left | right), and the left side of a split has
+the largest power of two of leaves that is smaller than all. The two prefixes keep a node from being
 taken for a leaf.
 """
 

@@ -6,7 +6,7 @@
     f64
 
 They are tried in this order. -0 is not 0. The payload of a NaN is part of the value: it moves
-between bf16 and f32 with the other bits, and no NaN is held by f16, whose payload has another place.
+between bf16 and f32 with the other bits, and no NaN is held by f16, where payloads lie elsewhere.
 """
 
 from __future__ import annotations
