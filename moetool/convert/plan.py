@@ -24,8 +24,8 @@ from moetool.tensors import Catalog, DType, TensorInfo, main_dtype
 if TYPE_CHECKING:
     from moetool.arch.args import ModelArgs
 
-COPY_CHUNK = 4 << 20  # bytes read at a time where nothing is rearranged
-HELD_NBYTES = 24 << 20  # held of a matrix that is being transposed
+COPY_CHUNK = 2 << 20  # bytes read at a time where nothing is rearranged
+HELD_NBYTES = 16 << 20  # held of a matrix that is being transposed
 CAST_NUMEL = 1 << 18  # values cast at a time; with what is counted of them, a core's cache
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})

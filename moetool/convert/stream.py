@@ -55,6 +55,13 @@ def computing(plan: Plan) -> Iterator[None]:
     if not any(part.needs_torch for step in plan.steps for part in step.parts):
         yield
         return
+    with on_one_thread():
+        yield
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Have torch compute on one thread and reuse memory; see `computing`."""
     import torch
 
     _keep_memory()
@@ -69,12 +76,13 @@ def computing(plan: Plan) -> Iterator[None]:
 def _keep_memory() -> None:
     """Have malloc keep freed blocks: giving each back and having it zeroed anew took a quarter.
 
-    Blocks are of a few MiB, which glibc maps and unmaps by default (mallopt(3)).
+    Blocks are of a few MiB, which glibc maps and unmaps by default (mallopt(3)). What is larger is
+    still mapped: in a heap of small blocks it would leave holes that nothing else of its size fits.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc
         mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 8 << 20)
 
 
 def _laid_out(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
@@ -115,14 +123,15 @@ def _transposed(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
     height = max(1, COPY_CHUNK // part.row_nbytes)
     dtype = torch_dtype(part.dtype)
     read = checkpoint.read
+    kept = torch.empty(rows, min(width, columns), dtype=dtype)
     for left in range(0, columns, width):
-        held = torch.empty(rows, min(width, columns - left), dtype=dtype)
+        held = kept[:, : columns - left]
         for top in range(0, rows, height):
             bottom = min(top + height, rows)
             at = (part.start + top) * part.row_nbytes
             content = read(part.source, at, at + (bottom - top) * part.row_nbytes)
             block = _read_only(content, part.dtype).view(bottom - top, columns)
-            held[top:bottom] = block[:, left : left + width]
+            held[top:bottom] = block[:, left : left + held.shape[1]]
         high = max(1, COPY_CHUNK // (rows * part.dtype.type_size))
         for top in range(0, held.shape[1], high):
             yield to_bytes(held[:, top : top + high].T)

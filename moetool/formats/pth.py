@@ -12,8 +12,9 @@ those of the small members are settled before a byte of them is interpreted.
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING
+
+from zlib_ng import zlib_ng
 
 from moetool.errors import BadHeader, DigestMismatch, UnsafePickle
 from moetool.extents import Claim, Digest, Extent
@@ -80,9 +81,9 @@ def _small_members(source: ByteSource, members: dict[str, Member]) -> dict[str, 
 
 def _read_checked(source: ByteSource, member: Member) -> bytes:
     content = source.pread(member.offset, member.nbytes)
-    if zlib.crc32(content) != member.crc32:
+    if zlib_ng.crc32(content) != member.crc32:
         raise DigestMismatch(
-            f"{shown(member.name)} has CRC-32 {zlib.crc32(content):08x}, "
+            f"{shown(member.name)} has CRC-32 {zlib_ng.crc32(content):08x}, "
             f"the zip promises {member.crc32:08x}",
             where=str(source.path),
             hint="the file is damaged; fetch or copy it again",

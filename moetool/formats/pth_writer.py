@@ -8,9 +8,10 @@ nothing is patched afterwards. Layout: see zip64.py; the members: see pth.py.
 from __future__ import annotations
 
 import struct
-import zlib
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
+
+from zlib_ng import zlib_ng
 
 from moetool.errors import MoetoolError
 from moetool.formats import zip_records
@@ -60,7 +61,7 @@ class PthSink:
         def checked() -> Iterator[Buffer]:
             nonlocal crc
             for chunk in chunks:
-                crc = zlib.crc32(chunk, crc)
+                crc = zlib_ng.crc32(chunk, crc)
                 yield chunk
 
         self._output.copy(info, checked())
@@ -145,7 +146,7 @@ class _Archive:
         """Add a whole member."""
         self.begin(name, len(content))
         self._output.append(content)
-        self.end(zlib.crc32(content))
+        self.end(zlib_ng.crc32(content))
 
     def begin(self, name: str, nbytes: int) -> None:
         """Write the local header of a member, so padded that its data are aligned."""

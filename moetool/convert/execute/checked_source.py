@@ -7,7 +7,6 @@ or runs they were read, their CRCs are combined and compared with what the zip p
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import xxhash
+from zlib_ng import zlib_ng
 
 from moetool.errors import DigestMismatch
 from moetool.formats.pth_writer import crc32_combine
@@ -107,7 +107,7 @@ class CheckedSource:
                 ahead = [start for start, _, _ in self._read[claim] if start > position]
                 stop = min([*ahead, member.end, position + _CHUNK])
                 content = self._sources[member.path].pread(position, stop - position)
-                self._read[claim].append((position, stop, zlib.crc32(content)))
+                self._read[claim].append((position, stop, zlib_ng.crc32(content)))
                 crc, position = _joined(self._read[claim], member.offset)
             self._compare(claim, crc)
 
@@ -115,10 +115,10 @@ class CheckedSource:
         last = self._ranges[-1] if self._ranges else None
         stop = start + memoryview(content).nbytes
         if last is not None and (last.tensor, last.stop) == (name, start):
-            crc = zlib.crc32(content, last.crc32)
+            crc = zlib_ng.crc32(content, last.crc32)
             self._ranges[-1] = SourceRange(name, last.start, stop, crc)
         else:
-            self._ranges.append(SourceRange(name, start, stop, zlib.crc32(content)))
+            self._ranges.append(SourceRange(name, start, stop, zlib_ng.crc32(content)))
 
     def _refuse_other(
         self, claim: Claim, read: list[tuple[int, int, int]], found: tuple[int, int, int]

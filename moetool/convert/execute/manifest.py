@@ -16,23 +16,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from moetool import __version__
-from moetool.errors import BadHeader, DigestMismatch, ReadFailed
+from moetool.convert.execute.seal import read_sealed, sealed
+from moetool.errors import BadHeader
 from moetool.extents import Claim, Digest, Extent
-from moetool.formats import strict_json
 from moetool.release.provenance import read_origin
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.convert.casts import TensorCast
-    from moetool.convert.execute.journal import ShardRecord, Work
+    from moetool.convert.execute.journal import ShardRecord, SourceFile, Work
     from moetool.convert.plan import Plan
     from moetool.tensors import Catalog
 
 MANIFEST = "moetool-manifest.json"
 SCHEMA, VERSION = "moetool.manifest", 1
-_MAX_NBYTES = strict_json.MAX_NBYTES
-_SEAL = '\n "manifest_sha256": "'
+_SEAL = "manifest_sha256"
 
 
 def build(
@@ -64,18 +63,17 @@ def build(
         }
         for shard in shards
     }
-    return _sealed(
-        {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "tool": f"moetool {__version__}",
-            "plan_id": work.plan_id,
-            "source": dict(origin),
-            "options": dict(work.options),
-            "files": files | {name: dict(entry) for name, entry in side_files.items()},
-            "tensors": tensors,
-        }
-    )
+    table = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "tool": f"moetool {__version__}",
+        "plan_id": work.plan_id,
+        "source": dict(origin),
+        "options": dict(work.options),
+        "files": files | {name: dict(entry) for name, entry in side_files.items()},
+        "tensors": tensors,
+    }
+    return sealed(table, _SEAL)
 
 
 def file_entry(content: bytes) -> dict[str, object]:
@@ -89,18 +87,21 @@ def file_entry(content: bytes) -> dict[str, object]:
     }
 
 
-def describe_source(name: str, folder: Path | None, work: Work) -> dict[str, object]:
+def describe_source(
+    name: str, folder: Path | None, source_files: Sequence[SourceFile]
+) -> dict[str, object]:
     """Where a conversion's input comes from: its files, and what a fetch and a verify recorded.
 
-    A recorded SHA-256 counts for a file of the same size that is no younger than the record.
+    A recorded SHA-256, and the word that the verification found, count for a file of the same size
+    that is no younger than the record.
     """
     known = _recorded_digests(folder) if folder is not None else {}
     files = {}
-    for file in work.files:
+    for file in source_files:
         entry: dict[str, object] = {"nbytes": file.nbytes}
-        nbytes, sha256, recorded_ns = known.get(file.name, (-1, "", 0))
+        nbytes, sha256, word, recorded_ns = known.get(file.name, (-1, "", "", 0))
         if nbytes == file.nbytes and file.mtime_ns <= recorded_ns:
-            entry["sha256"] = sha256
+            entry |= {"sha256": sha256, "verified": word}
         files[file.name] = entry
     found: dict[str, object] = {"name": name, "files": files}
     origin = read_origin(folder) if folder is not None else None
@@ -153,25 +154,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         DigestMismatch: it is not as it was written.
         BadHeader: it is none, or of a version that is not known.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    table, where = read_sealed(folder / MANIFEST, _SEAL), str(folder / MANIFEST)
+    if table is None:
         return None
-    where = str(path)
-    if path.stat().st_size > _MAX_NBYTES:
-        raise BadHeader("too large for a manifest", where=where)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ReadFailed(error.strerror or "cannot be read", where=where) from error
-    head, _, tail = raw.rpartition(_SEAL.encode())
-    if tail != _closing(head):
-        raise DigestMismatch(
-            "is not as it was written: its last line is the SHA-256 of the others",
-            where=where,
-            hint="nothing here can be checked against it; convert again, or move it away and "
-            "verify what the files say of themselves",
-        )
-    table = strict_json.read_object(raw, where)
     match table:
         case {"schema": "moetool.manifest", "version": 1, "files": dict(), "tensors": dict()}:
             _check_names(table["files"], where)
@@ -203,24 +188,14 @@ def _source(said: object) -> Mapping[str, Any]:
     return {}
 
 
-def _sealed(table: Mapping[str, object]) -> bytes:
-    text = json.dumps(table, indent=1, ensure_ascii=True)
-    head = (text.removesuffix("\n}") + ",").encode()
-    return head + _SEAL.encode() + _closing(head)
-
-
-def _closing(head: bytes) -> bytes:
-    return (hashlib.sha256(head).hexdigest() + '"\n}\n').encode()
-
-
-def _recorded_digests(folder: Path) -> dict[str, tuple[int, str, int]]:
-    """Size, SHA-256 and time of what the last verification of a fetched folder recorded."""
+def _recorded_digests(folder: Path) -> dict[str, tuple[int, str, str, int]]:
+    """Size, SHA-256, word and time of what the last verification of a fetched folder recorded."""
     path = folder / ".moetool" / "digests.json"
     try:
         recorded_ns = path.stat().st_mtime_ns
         files = json.loads(path.read_bytes())["files"]
         return {
-            name: (int(entry["nbytes"]), str(entry["sha256"]), recorded_ns)
+            name: (int(entry["nbytes"]), str(entry["sha256"]), str(entry["word"]), recorded_ns)
             for name, entry in files.items()
             if entry["word"] in {"MATCH", "NOT COVERED"}
         }

@@ -118,7 +118,7 @@ def _run(
         records = write_plan(desk, order.plan, order.headers, held)
     refuse_changed(order.work, order.source_files)
     folder = order.checkpoint.directory if isinstance(order.checkpoint, FileCheckpoint) else None
-    origin = manifest.describe_source(order.source_name, folder, order.work)
+    origin = manifest.describe_source(order.source_name, folder, order.work.files)
     entries = {name: manifest.file_entry(content) for name, content in order.side_files.items()}
     described = manifest.build(order.work, order.plan, origin, records, entries)
     for name, content in {**order.side_files, manifest.MANIFEST: described}.items():

@@ -1,16 +1,16 @@
 """The digests that we compute, all with the two methods of hashlib's objects.
 
-md5 sha1 sha256   hashlib          crc32            zlib, as zip archives use it
+md5 sha1 sha256   hashlib          crc32            zlib-ng, as zip archives use it
 xxh3_128          xxhash           sha256-merkle    the tree of BEP 52
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
 from typing import TYPE_CHECKING, Protocol
 
 import xxhash
+from zlib_ng import zlib_ng
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ class Crc32:
 
     def update(self, data: memoryview, /) -> None:
         """Take the next bytes."""
-        self._crc = zlib.crc32(data, self._crc)
+        self._crc = zlib_ng.crc32(data, self._crc)
 
     def hexdigest(self) -> str:
         """The CRC in eight hex digits."""

@@ -87,13 +87,13 @@ def test_each_byte_of_it_is_sealed(convert, tmp_path):
 )
 def test_what_is_sealed_and_strange_is_refused(change, convert, tmp_path):
     """A seal anybody can make; names that leave the folder and versions unknown are no manifest."""
-    from moetool.convert.execute.manifest import _sealed
+    from moetool.convert.execute.seal import sealed
 
     convert()
     path = tmp_path / "out" / MANIFEST
     table = json.loads(path.read_bytes())
     del table["manifest_sha256"]
-    path.write_bytes(_sealed(table | change))
+    path.write_bytes(sealed(table | change, "manifest_sha256"))
     with pytest.raises(BadHeader):
         read_manifest(tmp_path / "out")
     path.unlink()
