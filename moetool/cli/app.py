@@ -21,8 +21,20 @@ from types import FrameType
 import typer
 
 from moetool import __version__
+from moetool.cli import (
+    certify,
+    demo,
+    diff,
+    fetch,
+    identity,
+    inspect,
+    scan,
+    selftest,
+    smoke_test,
+    tiny,
+    verify,
+)
 from moetool.cli import convert as convert_command
-from moetool.cli import demo, fetch, inspect, smoke_test, tiny, verify
 from moetool.cli.console import Console
 from moetool.errors import Interrupted, MoetoolError, NoRoomOnDisk, SystemFault, UsageFault
 
@@ -45,6 +57,11 @@ app.command("fetch")(fetch.fetch)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert_command.convert)
+app.command("diff")(diff.diff)
+app.command("scan")(scan.scan)
+app.command("selftest")(selftest.selftest)
+app.command("identity")(identity.identity)
+app.command("certify")(certify.certify)
 app.command("smoke-test")(smoke_test.smoke_test)
 app.command("tiny")(tiny.tiny)
 app.command("demo")(demo.demo)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetool.cli.certify import render_certificate
 from moetool.cli.console import Column, Console, duration, size
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.cli.plan_table import render_plan
@@ -59,6 +61,13 @@ RestartOption = Annotated[
 ReadbackOption = Annotated[
     bool, typer.Option("--readback/--no-readback", help="Read each file back from the disk")
 ]
+CertificateOption = Annotated[
+    bool,
+    typer.Option(
+        "--certificate/--no-certificate",
+        help="Compare the output with its source, value by value, before it gets its name",
+    ),
+]
 DryRunOption = Annotated[
     bool,
     typer.Option(
@@ -78,6 +87,7 @@ def convert(
     force: ForceOption = False,
     restart: RestartOption = False,
     readback: ReadbackOption = True,
+    certificate: CertificateOption = True,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -85,13 +95,14 @@ def convert(
     """Convert to another layout or format, bit-exact.
 
     The work is computed from two tables and streamed. Nothing is cast unasked; the source is not
-    touched; the output has its name only when it is complete. After an interruption the same
-    command goes on.
+    touched; the output has its name only when it is complete and was shown to be the same model.
+    After an interruption the same command goes on.
     """
     from moetool.convert.execute.run import Manner
     from moetool.convert.job import open_source, prepare
     from moetool.convert.targets import find_dtype, find_target
     from moetool.formats import open_checkpoint
+    from moetool.proof.certificate.issue import Certifier
 
     console = Console(json, quiet)
     target, storage = find_target(to, layout), find_dtype(dtype)
@@ -109,14 +120,24 @@ def convert(
         job = prepared(open_source(checkpoint), checkpoint.directory)
         again = _again(source, job.out, to=to, layout=layout, max_shard_size=max_shard_size,
                        dtype=dtype, allow_overflow=allow_overflow, force=force,
-                       no_readback=not readback, json=json, quiet=quiet)  # fmt: skip
-        manner = Manner(force=force, restart=restart, readback=readback, again=again)
+                       no_readback=not readback, no_certificate=not certificate, json=json,
+                       quiet=quiet)  # fmt: skip
         console.note(f"{_title(job)}: {size(job.plan.nbytes)}")
         for note in job.notes:
             console.warn(note)
-        with console.progress("convert", job.plan.nbytes) as update:
+        # With a certificate, the source and the output are read once more.
+        passing = job.plan.nbytes + (job.plan.read_nbytes + job.plan.nbytes) * certificate
+        with console.progress("convert", passing) as update:
+            certifier = Certifier(job.source, checkpoint, update) if certificate else None
+            manner = Manner(force=force, restart=restart, readback=readback, again=again,
+                            certify=certifier)  # fmt: skip
             report = job.run(update, manner)
+    found = certifier.certificate if certifier else None
+    report = replace(report, certificate=found)
     console.result(report, lambda: _render(console, report, _title(job)))
+    if found:
+        console.line()
+        render_certificate(console, found)
 
 
 def _show_plan(

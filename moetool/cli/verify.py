@@ -12,9 +12,10 @@ import typer
 from moetool.cli.console import Column, Console, safe, size
 from moetool.cli.fetch import ReleaseMd5Option, digits
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
-from moetool.errors import FormatError, Mismatch, Refused, SystemFault
+from moetool.errors import DigestMismatch, FormatError, Mismatch, MoetoolError, SystemFault
 
 if TYPE_CHECKING:
+    from moetool.proof.certificate.record import Record
     from moetool.release.verify.settle import FileVerdict, Settled, VerifyReport
     from moetool.release.verify.subject import Subject
     from moetool.tensors import Catalog
@@ -25,6 +26,15 @@ MAX_LINES = 40
 MAX_LOCATED = 200  # a file of which so much is wrong is another file
 
 
+SignatureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--verify-signature",
+        metavar="KEY",
+        help="Check the signature in the folder with a public key (PEM)",
+        show_default=False,
+    ),
+]
 TorrentOption = Annotated[
     Path | None, typer.Option(help="Check against this .torrent file", show_default=False)
 ]
@@ -34,11 +44,16 @@ def verify(
     path: PathArgument = None,
     torrent: TorrentOption = None,
     release_md5: ReleaseMd5Option = None,
+    verify_signature: SignatureOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check a checkpoint against every digest that is known of it, and say what that proves."""
-    from moetool.convert.execute.manifest import MANIFEST, read_manifest
+    """Check a checkpoint against every digest that is known of it, and say what that proves.
+
+    An output with a certificate has its root computed again.
+    """
+    from moetool.proof.certificate.beside import read_beside
+    from moetool.proof.certificate.signature import require, verify_folder
     from moetool.release.provenance import record_digests
     from moetool.release.verify.references import references, trust_lines
     from moetool.release.verify.settle import settle
@@ -46,24 +61,21 @@ def verify(
 
     console = Console(json, quiet)
     md5 = digits(release_md5) if release_md5 else None
+    if verify_signature:
+        require(verify_signature)
     subject = find_subject(resolve(path, console), torrent=torrent, release_md5=md5)
     catalogs, broken = _catalogs(subject)
-    for line in broken:
-        console.warn(safe(line))
+    for error in broken:
+        console.warn(safe(error))
     claims = references(
         subject.folder, subject.meta, release=subject.release, release_md5=subject.release_md5
     )
-    manifest, whole = read_manifest(subject.folder), subject.path.is_dir()
-    files = dict(subject.files)
-    if manifest:
-        files.pop(subject.folder / MANIFEST, None)  # reading it has settled it
-        promised = manifest.sizes(subject.folder)
-        files |= {path: promised.get(path) for path in (promised if whole else files)}
-        said = manifest.claims(subject.folder, catalogs)
-        claims = chain(claims, (claim for claim in said if claim.extents[0].path in files))
+    beside, whole = read_beside(subject.folder), subject.path.is_dir()
+    files = beside.judged(subject.files, whole=whole)
+    own = (claim for claim in beside.claims(catalogs) if claim.extents[0].path in files)
     with console.progress("verify", subject.nbytes) as update:
         report = settle(
-            claims,
+            chain(claims, own),
             files,
             self_claims=[claim for catalog in catalogs for claim in catalog.claims],
             on_progress=lambda done, _total: update(done, ""),
@@ -72,17 +84,34 @@ def verify(
         report,
         trust=(
             *trust_lines(report, subject.meta, subject.release),
-            *(manifest.trust_lines() if manifest else ()),
+            *beside.trust_lines(),
         ),
-        damaged=(*broken, *_damaged(report, catalogs, subject.folder)),
+        damaged=(*map(str, broken), *_damaged(report, catalogs, subject.folder)),
     )
+    if beside.record and whole and report.ok and not broken:
+        report = _with_root(report, beside.record, subject.path, console)
+    if verify_signature:
+        shown = verify_folder(subject.folder, verify_signature)
+        report = replace(report, trust=(*report.trust, shown))
     if subject.is_ours and not record_digests(subject.folder, report):
         console.note("the folder cannot be written, so the digests are in this report only")
     console.result(report, lambda: _render(console, report))
     _leave(report, broken)
 
 
-def _catalogs(subject: Subject) -> tuple[list[Catalog], tuple[str, ...]]:
+def _with_root(report: VerifyReport, record: Record, path: Path, console: Console) -> VerifyReport:
+    """Compute the root again, and enter what it says: the certificate's word is not enough."""
+    from moetool.proof.certificate.record import check_root
+    from moetool.release.verify.settle import Word
+
+    with console.progress("root", None) as update:
+        check = check_root(record, path, update)
+    if check.ok:
+        return replace(report, trust=(str(check), *report.trust))
+    return replace(report, verdict=Word.MISMATCH, damaged=(*report.damaged, str(check)))
+
+
+def _catalogs(subject: Subject) -> tuple[list[Catalog], tuple[MoetoolError, ...]]:
     """The headers of the checkpoint, if there is one; else why they cannot be read.
 
     A damaged header must not keep the digests from being checked: they say what is damaged.
@@ -94,8 +123,8 @@ def _catalogs(subject: Subject) -> tuple[list[Catalog], tuple[str, ...]]:
     try:
         with open_checkpoint(subject.path) as checkpoint:
             return [checkpoint.catalog], ()
-    except (FormatError, SystemFault) as error:
-        return [], (str(error),)
+    except (FormatError, DigestMismatch, SystemFault) as error:
+        return [], (error,)
 
 
 def _damaged(report: VerifyReport, catalogs: list[Catalog], folder: Path) -> tuple[str, ...]:
@@ -152,9 +181,9 @@ def _unsettled(item: Settled) -> str:
     )
 
 
-def _leave(report: VerifyReport, broken: tuple[str, ...]) -> None:
+def _leave(report: VerifyReport, broken: tuple[MoetoolError, ...]) -> None:
     """Choose the exit code: what is wrong counts more than what could not be read."""
     codes = {"MISMATCH": Mismatch.exit_code, "UNREADABLE": SystemFault.exit_code}
-    code = codes.get(report.verdict.value, Refused.exit_code if broken else 0)
+    code = codes.get(report.verdict.value, broken[0].exit_code if broken else 0)
     if code:
         raise typer.Exit(code)

@@ -138,6 +138,8 @@ class Tally:
         if wide is after.dtype:  # widened: every value has its equal
             after.copy_(before)
             nan = int(before.isnan().count_nonzero())
+            if nan and before.dtype is torch.float16:
+                after.copy_(widen_f16(before))
             self.total += CastCount(numel=before.numel(), nan=nan)
             return
         old = before.to(wide)
@@ -178,6 +180,19 @@ class Tally:
         self.total += CastCount(
             old.numel(), changed - n_overflowed - n_underflowed, n_overflowed, n_underflowed, nan
         )
+
+
+def widen_f16(values: torch.Tensor) -> torch.Tensor:
+    """The f32 of f16 values, a NaN with its payload.
+
+    torch gives one NaN or another, by where in a tensor it stands: what is left over of a vector
+    register takes another way than the rest.
+    """
+    import torch
+
+    bits = values.view(torch.int16).to(torch.int32)
+    moved = (bits & 0x8000) << 16 | 0x7F800000 | (bits & 0x3FF) << 13
+    return torch.where(values.isnan(), moved.view(torch.float32), values.to(torch.float32))
 
 
 def _magnitudes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What was written; ``notes`` say what a user may miss in it."""
+    """What was written; ``notes`` say what a user may miss in it.
+
+    ``certificate`` is what `moetool.proof` showed of it, where that was asked for.
+    """
 
     schema: ClassVar[str] = "moetool.convert"
     version: ClassVar[int] = 1
@@ -54,6 +57,7 @@ class ConvertReport:
     casts: CastReport | None = None
     resumed_nbytes: int = 0
     notes: tuple[str, ...] = ()
+    certificate: object = None
 
     @property
     def ok(self) -> bool:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from moetool.convert.casts import widen_f16
 from moetool.convert.stream import to_bytes, torch_dtype
 from moetool.tensors import DType
 
@@ -71,18 +72,15 @@ def _converted(block: Buffer, stored: DType, wanted: DType) -> Buffer:
         if bool(narrow.isnan().any()) or not _same(narrow.to(values.dtype), values):
             raise NotHeldError
         return block if stored is DType.F16 else to_bytes(narrow)
+    single = widen_f16(values) if stored is DType.F16 else values.to(torch.float32)
+    if stored is DType.F64 and wanted is not DType.F64 and not _same(single.double(), values):
+        raise NotHeldError
     if wanted is DType.BF16:
-        wide = values.to(torch.float32)
-        if wide.dtype is not values.dtype and not _same(wide.to(values.dtype), values):
-            raise NotHeldError
-        bits = wide.view(torch.int32)
+        bits = single.view(torch.int32)
         if int(bits.bitwise_and(0xFFFF).max()):
             raise NotHeldError
         return to_bytes(bits.bitwise_right_shift(16).to(torch.int16))
-    other = values.to(torch_dtype(wanted))
-    if not _same(other.to(values.dtype), values):
-        raise NotHeldError
-    return to_bytes(other)
+    return to_bytes(single if wanted is DType.F32 else single.double())
 
 
 def _same(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -29,7 +29,8 @@ def test_the_default_is_hf_beside_the_source(raw, moetool):
     out = raw.with_name("raw-hf")
     assert report["out"] == str(out)
     assert sorted(os.listdir(out)) == [
-        "config.json", "generation_config.json", "model.safetensors", "moetool-manifest.json",
+        "config.json", "generation_config.json", "model.safetensors", "moetool-certificate.json",
+        "moetool-manifest.json",
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
 

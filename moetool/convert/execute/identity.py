@@ -35,7 +35,7 @@ def identify(
     options: Mapping[str, object],
 ) -> Work:
     """Say which work this is; the files are looked at, not read."""
-    found = tuple(_found(path) for path in files)
+    found = found_files(files)
     whole = {
         "tool": __version__,
         "files": [[file.name, file.nbytes] for file in found],
@@ -85,13 +85,18 @@ def refuse_changed(work: Work, files: Iterable[Path]) -> None:
     Raises:
         SourceChanged: a file is not what it was when the work began, so neither is the output.
     """
-    now = tuple(_found(path) for path in files)
+    now = found_files(files)
     if now != work.files:
         raise SourceChanged(
             f"the source has changed while it was converted (plan {work.plan_id[:16]})",
             hint=f"let nothing write to it; {_RESTART}",
             findings=_differences(work.files, now),
         )
+
+
+def found_files(files: Iterable[Path]) -> tuple[SourceFile, ...]:
+    """What the source's files are at the moment; looked at, not read."""
+    return tuple(_found(path) for path in files)
 
 
 def _found(path: Path) -> SourceFile:

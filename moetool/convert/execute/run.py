@@ -48,7 +48,9 @@ AGAIN = "run the same command again to go on"
 class Manner:
     """How a conversion is run, which changes nothing in what it writes.
 
-    ``again`` is the command that goes on after an interruption.
+    ``again`` is the command that goes on after an interruption. ``certify`` is called with the
+    folder that holds the whole output, before it has its name; the files it gives are written
+    beside, and what it raises keeps the output from being published.
     """
 
     force: bool = False
@@ -56,6 +58,7 @@ class Manner:
     readback: bool = True
     mark_nbytes: int = MARK_NBYTES
     again: str = ""
+    certify: Callable[[Path], Mapping[str, bytes]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,9 @@ def _run(
         with refusals(work / name):
             write_durably(work / name, content)
     check_written(order.plan, work)
+    for name, content in (manner.certify(work) if manner.certify else {}).items():
+        with refusals(work / name):
+            write_durably(work / name, content)
     files = {
         path.name: path.stat().st_size
         for path in sorted(work.iterdir())

@@ -49,7 +49,7 @@ def trust_lines(
 ) -> tuple[str, ...]:
     """Say what the checks prove and what they do not, a line each; the first word says of what."""
     lines = [f"content  {_content(file)}" for file in report.files]
-    lines.append(f"origin   UNPROVEN  {_origin(meta, release)}")
+    lines.append(f"origin   UNPROVEN  {origin_words(meta, release)}")
     used = {cover.algorithm for file in report.files for cover in file.coverage}
     weak = " and ".join(label for name, label in WEAK.items() if name in used)
     if weak:
@@ -75,7 +75,8 @@ def _content(file: FileVerdict) -> str:
     return f"{file.word.value}  {file.path.name}  {covers}"
 
 
-def _origin(meta: Metainfo | None, release: Release | None) -> str:
+def origin_words(meta: Metainfo | None, release: Release | None) -> str:
+    """Say on what the trust in a release rests; nothing here can prove who made it."""
     if release and release.post and meta:
         return (
             f"the release carries no signature; trust rests on the magnet posted by "

@@ -1,0 +1,121 @@
+"""What an output is, beside its source: the same values, the same in another order, or rounded.
+
+    EQUAL        every canonical tensor has the same values
+    RENUMBERED   the same, but for the order of experts, whose router rows went with them
+    ROUNDED      every value is the nearest in the type that the output stores
+    DIFFERENT    anything else: not the same model
+
+A rounded output says of each tensor how far it is from its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from moetool.convert.stream import torch_dtype
+from moetool.proof.diff.numbers import columns, paired, sums_of, values
+
+if TYPE_CHECKING:
+    import torch
+
+    from moetool.arch.schema import Slot
+    from moetool.proof.canonical import Weights
+    from moetool.proof.identity import Identity
+
+
+class Verdict(Enum):
+    """The only words for what an output is."""
+
+    EQUAL = "EQUAL"
+    RENUMBERED = "RENUMBERED"
+    ROUNDED = "ROUNDED"
+    DIFFERENT = "DIFFERENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How far one tensor is from its source; the numbers are those of `moetool.proof.diff`.
+
+    ``rounded`` is true where every value is the source's, rounded to the type that is stored.
+    """
+
+    name: str
+    source_dtype: str
+    output_dtype: str
+    rounded: bool
+    numel: int
+    differing: int
+    max_abs: float
+    rel_rms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The verdict; ``bounds`` has the tensors whose values differ, ``reasons`` what else does."""
+
+    verdict: Verdict
+    bounds: tuple[Bound, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def compare(
+    source: Weights,
+    output: Weights,
+    before: Identity,
+    after: Identity,
+    progress: Callable[[int, str], None] = lambda _done, _note: None,
+) -> Comparison:
+    """Judge an output by both identities; only tensors that differ are read once more.
+
+    Raises:
+        ReadFailed, TruncatedFile: the machine could not read, or a file has shrunk.
+    """
+    reasons = tuple(_reasons(before, after))
+    if reasons:
+        return Comparison(Verdict.DIFFERENT, reasons=reasons)
+    if before.root == after.root:
+        return Comparison(Verdict.EQUAL)
+    if before.any_order_root == after.any_order_root:
+        return Comparison(Verdict.RENUMBERED)
+    ours, theirs = before.by_slot, after.by_slot
+    differing = [slot for slot, leaf in ours.items() if leaf.sha256 != theirs[slot].sha256]
+    bounds, done = [], 0
+    for slot, bound in source.map(lambda slot: _bound(source, output, slot), differing):
+        bounds.append(bound)
+        done += source.info(slot).nbytes
+        progress(done, bound.name)
+    rounded = all(bound.rounded for bound in bounds)
+    return Comparison(Verdict.ROUNDED if rounded else Verdict.DIFFERENT, tuple(bounds))
+
+
+def _reasons(before: Identity, after: Identity) -> Iterator[str]:
+    """What makes two models different before a value is looked at."""
+    for name, value in before.maths.items():
+        if after.maths[name] != value:
+            yield f"{name} is {value} in the source, {after.maths[name]} in the output"
+    ours, theirs = before.by_slot, after.by_slot
+    for slot in sorted({*ours, *theirs}, key=str):
+        if slot not in ours or slot not in theirs:
+            yield f"{slot} is only in the {'source' if slot in ours else 'output'}"
+        elif ours[slot].shape != theirs[slot].shape:
+            yield f"{slot} is {ours[slot].shape} in the source, {theirs[slot].shape} in the output"
+
+
+def _bound(source: Weights, output: Weights, slot: Slot) -> Bound:
+    left, right = source.info(slot), output.info(slot)
+    sums, rounded = sums_of(left, right), True
+    for x, y in paired(values(source, slot), values(output, slot)):
+        sums.add(x, y)
+        rounded = rounded and _is_nearest(x, y, torch_dtype(right.dtype))
+    found = sums.numbers(columns(left))
+    return Bound(left.name, left.dtype.label, right.dtype.label, rounded, found.numel,
+                 found.differing, found.max_abs, found.rel_rms)  # fmt: skip
+
+
+def _is_nearest(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether each value is what rounding to the stored type gives; -0 and NaN as values."""
+    nearest = x.to(dtype)
+    return bool(((nearest == y) | (nearest.isnan() & y.isnan())).all())
