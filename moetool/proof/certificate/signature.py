@@ -36,8 +36,8 @@ def sign_folder(folder: Path, private_key: Path) -> Path:
     """
     signing, hashing, _ = _package()
     path = folder / SIGNATURE
-    config = signing.Config().use_elliptic_key_signer(private_key=private_key)
     try:
+        config = signing.Config().use_elliptic_key_signer(private_key=private_key)
         config.set_hashing_config(_unsigned(hashing, path)).sign(folder, path)
     except (ValueError, TypeError, OSError) as error:
         raise Refused(
@@ -60,8 +60,8 @@ def verify_folder(folder: Path, public_key: Path) -> str:
     path = folder / SIGNATURE
     if not path.is_file():
         raise UsageFault(f"there is no {SIGNATURE}", where=str(folder))
-    config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     try:
+        config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
         config.set_hashing_config(_unsigned(hashing, path)).verify(folder, path)
     except Exception as error:
         raise DigestMismatch(
