@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,16 +12,17 @@ import typer
 
 from moetool.cli.certify import render_certificate
 from moetool.cli.console import Column, Console, duration, size
-from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
+from moetool.cli.options import JsonOption, PathArgument, QuietOption, parse_size, resolve
 from moetool.cli.plan_table import render_plan
-from moetool.errors import NoRoomOnDisk, UsageFault
+from moetool.errors import NoRoomOnDisk
 
 if TYPE_CHECKING:
     from moetool.convert.casts import CastReport
+    from moetool.convert.execute.run import Manner
     from moetool.convert.job import ConvertReport, Job, Source
+    from moetool.formats import FileCheckpoint
 
 _PARTIAL = ".partial"  # behind the name of a folder that a fetch has not finished
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 FormatOption = Annotated[
@@ -102,11 +102,10 @@ def convert(
     from moetool.convert.job import open_source, prepare
     from moetool.convert.targets import find_dtype, find_target
     from moetool.formats import open_checkpoint
-    from moetool.proof.certificate.issue import Certifier
 
     console = Console(json, quiet)
     target, storage = find_target(to, layout), find_dtype(dtype)
-    largest = _parse_size(max_shard_size)
+    largest = parse_size(max_shard_size, "--max-shard-size")
 
     def prepared(source: Source, folder: Path) -> Job:
         return prepare(source, target, out or _beside(folder, target.convention), largest,
@@ -122,22 +121,28 @@ def convert(
                        dtype=dtype, allow_overflow=allow_overflow, force=force,
                        no_readback=not readback, no_certificate=not certificate, json=json,
                        quiet=quiet)  # fmt: skip
-        console.note(f"{_title(job)}: {size(job.plan.nbytes)}")
-        for note in job.notes:
-            console.warn(note)
-        # With a certificate, the source and the output are read once more.
-        passing = job.plan.nbytes + (job.plan.read_nbytes + job.plan.nbytes) * certificate
-        with console.progress("convert", passing) as update:
-            certifier = Certifier(job.source, checkpoint, update) if certificate else None
-            manner = Manner(force=force, restart=restart, readback=readback, again=again,
-                            certify=certifier)  # fmt: skip
-            report = job.run(update, manner)
-    found = certifier.certificate if certifier else None
-    report = replace(report, certificate=found)
+        manner = Manner(force=force, restart=restart, readback=readback, again=again)
+        report = _run(console, job, checkpoint, manner, certificate=certificate)
     console.result(report, lambda: _render(console, report, _title(job)))
-    if found:
-        console.line()
-        render_certificate(console, found)
+
+
+def _run(
+    console: Console, job: Job, checkpoint: FileCheckpoint, manner: Manner, *, certificate: bool
+) -> ConvertReport:
+    """Convert, with the certificate at the end where it is wanted."""
+    from moetool.proof.certificate.issue import Certifier
+
+    console.note(f"{_title(job)}: {size(job.plan.nbytes)}")
+    for note in job.notes:
+        console.warn(note)
+    # With a certificate, the source and the output are read once more.
+    passing = job.plan.nbytes + (job.plan.read_nbytes + job.plan.nbytes) * certificate
+    with console.progress("convert", passing) as update:
+        if not certificate:
+            return job.run(update, manner)
+        certifier = Certifier(job.source, checkpoint, update)
+        report = job.run(update, replace(manner, certify=certifier))
+    return replace(report, certificate=certifier.certificate)
 
 
 def _show_plan(
@@ -198,18 +203,9 @@ def _title(job: Job) -> str:
     )
 
 
-def _parse_size(text: str | None) -> int | None:
-    """Read 5GB, 500M or a plain number of bytes; decimal units, as the hub counts."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
-    nbytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if nbytes <= 0:
-        raise UsageFault(f"--max-shard-size {text!r} is no size", hint="write it as 5GB or 500MB")
-    return nbytes
-
-
 def _render(console: Console, report: ConvertReport, title: str) -> None:
+    from moetool.proof.certificate.certificate import Certificate
+
     console.table(
         [Column("file"), Column("size", right=True)],
         [(name, size(nbytes)) for name, nbytes in report.files.items()],
@@ -227,6 +223,9 @@ def _render(console: Console, report: ConvertReport, title: str) -> None:
     if report.resumed_nbytes:
         console.line(f"{size(report.resumed_nbytes)} were there from an earlier run")
     console.line(f"written in {duration(report.seconds)} ({rate}/s)", "green")
+    if isinstance(report.certificate, Certificate):
+        console.line()
+        render_certificate(console, report.certificate)
 
 
 def _render_casts(console: Console, casts: CastReport) -> None:

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from moetool.errors import InTheWay
 from moetool.extents import Claim, Digest, Extent
-from moetool.release.verify.coverage import Range, Tally, suspects, tally
+from moetool.release.verify.coverage import Range, Tally, subtract, suspects, tally
 from moetool.release.verify.hashing import Computed, Trouble, Wanted, read_digests
 
 RECORDED = ("sha256", "xxh3_128")
@@ -142,9 +142,11 @@ def settle(
     _refuse_changed(before)
     ledgers = {path: _Ledger() for path in files}
     unsettled: list[Settled] = []
+    # What matches is entered first: it says which file of a failing piece cannot be to blame.
     for group, published in ((outside, True), (inside, False)):
-        for claim in group:
-            outcome = found[_want(claim)]
+        settled = [(claim, found[_want(claim)]) for claim in group]
+        settled.sort(key=lambda pair: pair[1].hex != pair[0].digest.hex)
+        for claim, outcome in settled:
             unsettled += _enter(claim, outcome, ledgers, before, published=published)
     for path, promised in files.items():
         unsettled += _check_size(path, promised, before[path], ledgers[path])
@@ -215,6 +217,7 @@ def _enter(
     """Enter one settled claim in the ledgers of its files; return it if it does not match."""
     name = claim.reference.partition("#")[0]
     matches = outcome.trouble is None and outcome.hex == claim.digest.hex
+    excused = set() if matches else _excused(claim, ledgers)
     for extent in claim.extents:
         ledger = ledgers.get(extent.path)
         if ledger is None:
@@ -230,7 +233,8 @@ def _enter(
                 ledger.good.append(span)
                 ledger.proven += [span] if published else []
             case None:
-                ledger.bad.append(span)
+                if extent not in excused:
+                    ledger.bad.append(span)
             case Trouble.UNREADABLE:
                 ledger.unread.append(span)
             case Trouble.SHORT if identity is None or identity[0] < extent.end:
@@ -243,6 +247,20 @@ def _enter(
     found = outcome.detail if outcome.trouble else outcome.hex
     digest = claim.digest
     return [Settled(word, claim.reference, digest.algorithm, digest.hex, found, claim.extents)]
+
+
+def _excused(claim: Claim, ledgers: Mapping[Path, _Ledger]) -> set[Extent]:
+    """The parts of a piece across files of which other digests say that every byte is right.
+
+    Where they say it of all parts, references contradict each other, and none is excused.
+    """
+    right = {
+        extent
+        for extent in claim.extents
+        if extent.path in ledgers
+        and not subtract([(extent.offset, extent.end)], ledgers[extent.path].good)
+    }
+    return right if len(right) < len(claim.extents) else set()
 
 
 def _check_size(
