@@ -26,6 +26,7 @@ from moetool.cli import (
     demo,
     diff,
     fetch,
+    generate,
     identity,
     inspect,
     scan,
@@ -63,6 +64,7 @@ app.command("selftest")(selftest.selftest)
 app.command("identity")(identity.identity)
 app.command("certify")(certify.certify)
 app.command("smoke-test")(smoke_test.smoke_test)
+app.command("generate")(generate.generate)
 app.command("tiny")(tiny.tiny)
 app.command("demo")(demo.demo)
 

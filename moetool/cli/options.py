@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +27,23 @@ JsonOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _WEIGHTS = ("*.pth", "*.pt", "*.safetensors", "*.safetensors.index.json", "*.gguf")
+
+
+def parse_size(text: str | None, option: str) -> int | None:
+    """Read 5GB, 500M or a plain number of bytes; decimal units, as the hub counts.
+
+    Raises:
+        UsageFault: it is no size.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    nbytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if nbytes <= 0:
+        raise UsageFault(f"{option} {text!r} is no size", hint="write it as 5GB or 500MB")
+    return nbytes
 
 
 def resolve(path: Path | None, console: Console) -> Path:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetool.cli.console import Column, Console, duration, safe, size
-from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
-from moetool.errors import CheckFailed, UsageFault
+from moetool.cli.console import Column, Console, duration, size
+from moetool.cli.options import JsonOption, PathArgument, QuietOption, parse_size, resolve
+from moetool.cli.running import (
+    ComputeOption,
+    DeviceOption,
+    MemoryOption,
+    be_patient,
+    compute_dtype,
+    pace,
+    say_how_held,
+    sizes,
+    spoken,
+)
+from moetool.errors import CheckFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import torch
-
-    from moetool.model.device import Memory
     from moetool.model.generate import Sampling
     from moetool.model.smoke import LayerView, SmokeReport, SmokeTest
 
@@ -28,16 +35,13 @@ BLOCKS = " ▁▂▃▄▅▆▇█"  # a load of zero is a gap, twice the even 
 
 def smoke_test(
     path: PathArgument = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; what is named must be there")
-    ] = "auto",
+    device: DeviceOption = "auto",
     prompt: Annotated[
         str | None, typer.Option(help="Continue this text; left out: one that suits the release")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Tokens to write; 0 for checks only")] = 48,
-    dtype: Annotated[
-        str, typer.Option(help="Compute in: keep (as stored), float32 or bf16")
-    ] = "keep",
+    dtype: ComputeOption = "keep",
+    memory: MemoryOption = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the best token")] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0")] = 0,
     json: JsonOption = False,
@@ -47,11 +51,10 @@ def smoke_test(
 
     Exit code 3 when a check says no.
     """
-    # Before torch is loaded: threads that spin while they wait make a busy machine 20 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    be_patient()
     console = Console(json=json, quiet=quiet)
     where = resolve(path, console)
-    with _open(where, device, dtype) as test:
+    with _open(where, device, dtype, memory) as test:
         from moetool.model.generate import Sampling
 
         test.prompt(prompt)  # one that cannot be read is refused before minutes of checks
@@ -65,19 +68,22 @@ def smoke_test(
 
 
 @contextmanager
-def _open(where: Path, device: str, dtype: str) -> Iterator[SmokeTest]:
+def _open(where: Path, device: str, dtype: str, memory: str | None) -> Iterator[SmokeTest]:
     """Open and recognise first: what is malformed is refused before torch is loaded."""
     from moetool.arch.recognize import recognize
     from moetool.formats import open_checkpoint
 
+    budget = parse_size(memory, "--memory")
     with open_checkpoint(where) as checkpoint:
         recognized = recognize(checkpoint.catalog, checkpoint.directory)
 
         from moetool.model.device import pick_device
         from moetool.model.smoke import SmokeTest
 
-        on, kept_or_cast = pick_device(device), _torch_dtype(dtype)
-        yield SmokeTest(checkpoint, recognized, checkpoint.directory, on, dtype=kept_or_cast)
+        on, kept_or_cast = pick_device(device), compute_dtype(dtype)
+        yield SmokeTest(
+            checkpoint, recognized, checkpoint.directory, on, dtype=kept_or_cast, budget=budget
+        )
 
 
 def _look(console: Console, test: SmokeTest) -> None:
@@ -89,15 +95,6 @@ def _look(console: Console, test: SmokeTest) -> None:
     console.table([Column("level"), Column("check"), Column("verdict"), Column("seen")], rows)
 
 
-def _torch_dtype(name: str) -> torch.dtype | None:
-    import torch
-
-    known = {"keep": None, "float32": torch.float32, "bf16": torch.bfloat16}
-    if name not in known:
-        raise UsageFault(f"unknown dtype {name!r}", hint=", ".join(known))
-    return known[name]
-
-
 def _print_text(
     console: Console, test: SmokeTest, prompt: str | None, max_tokens: int, sampling: Sampling
 ) -> None:
@@ -105,29 +102,14 @@ def _print_text(
     if not test.can_write:
         console.note("no text: the layers put out values that are not finite")
         return
-    _warn_of_reading(console, test)
+    say_how_held(console, test.weights, test.subject.recognized)
     console.line()
     if console.human:
-        console.write(_spoken(test.prompt(prompt)[0]))
+        console.write(spoken(test.prompt(prompt)[0]))
     for piece in test.write(prompt, max_tokens, sampling):
         if console.human:
-            console.write(_spoken(piece))
+            console.write(spoken(piece))
     console.line()
-
-
-def _warn_of_reading(console: Console, test: SmokeTest) -> None:
-    """Say what a token costs where weights come from disk again and again."""
-    weights = test.weights
-    if not weights.resident:
-        active = test.subject.args.n_params_active * weights.dtype.itemsize
-        console.note(
-            f"{size(weights.nbytes)} of weights do not fit into {size(weights.budget)}: "
-            f"a token reads up to {size(active)} (--max-tokens 0 for checks only)"
-        )
-
-
-def _spoken(text: str) -> str:
-    return "".join(char if char in "\n\t" else safe(char) for char in text)
 
 
 def _print_figures(console: Console, report: SmokeReport) -> None:
@@ -143,26 +125,16 @@ def _print_figures(console: Console, report: SmokeReport) -> None:
             ("computed", f"on {report.device} in {report.dtype}"),
             ("weights", f"{size(figures.weights_nbytes)}, {held}"),
             ("scan", _rate(figures.scan_nbytes, figures.scan_seconds)),
-            ("text", _pace(figures.text_tokens, figures.text_seconds)),
-            ("prompt", _pace(figures.prompt_tokens, figures.prompt_seconds)),
-            ("writing", _pace(figures.new_tokens, figures.new_seconds)),
-            ("peak memory", _sizes(figures.memory)),
+            ("text", pace(figures.text_tokens, figures.text_seconds)),
+            ("prompt", pace(figures.prompt_tokens, figures.prompt_seconds)),
+            ("writing", pace(figures.new_tokens, figures.new_seconds)),
+            ("peak memory", sizes(figures.memory)),
         ]
     )
     verdicts = Counter(check.verdict.value for check in report.checks)
     counts = ", ".join(f"{verdicts[word]} {word}" for word in ("PASS", "FAIL", "NOT COVERED"))
     console.line()
     console.line(f"{'PASS' if report.ok else 'FAIL'}: {counts}", "green" if report.ok else "red")
-
-
-def _sizes(memory: Memory) -> str:
-    known = {
-        "anonymous": memory.anonymous,
-        "file-backed": memory.file_backed,
-        "together": memory.resident,
-        "on the device": memory.device,
-    }
-    return ", ".join(f"{size(n)} {kind}" for kind, n in known.items() if n is not None)
 
 
 def _print_load(console: Console, layers: Sequence[LayerView]) -> None:
@@ -188,12 +160,3 @@ def strip(load: Sequence[int]) -> str:
 
 def _rate(nbytes: int, seconds: float) -> str:
     return f"{size(nbytes)} in {duration(seconds)}, {nbytes / max(seconds, 1e-9) / 1e9:.2f} GB/s"
-
-
-def _pace(n_tokens: int, seconds: float) -> str:
-    if not n_tokens:
-        return "nothing"
-    tokens = "token" if n_tokens == 1 else "tokens"
-    return (
-        f"{n_tokens} {tokens} in {duration(seconds)}, {n_tokens / max(seconds, 1e-9):.1f} tokens/s"
-    )
