@@ -138,10 +138,11 @@ def identify(
             return leaf
         return known[slot] if leaf.agrees(known[slot]) else digest_leaf(weights, slot)
 
-    for slot, leaf in weights.map(digested, weights.steps):
+    for slot, leaf in weights.map(digested, weights.in_file_order):
         leaves[slot] = leaf
         done += weights.info(slot).nbytes
         progress(done, leaf.name)
+    leaves = {slot: leaves[slot] for slot in weights.steps}
     args, catalog = weights.recognized.args, weights.checkpoint.catalog
     settings = maths(args)
     return Identity(
