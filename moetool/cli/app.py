@@ -36,6 +36,7 @@ from moetool.cli import (
     verify,
 )
 from moetool.cli import convert as convert_command
+from moetool.cli import eval as eval_command
 from moetool.cli.console import Console
 from moetool.errors import Interrupted, MoetoolError, NoRoomOnDisk, SystemFault, UsageFault
 
@@ -65,6 +66,7 @@ app.command("identity")(identity.identity)
 app.command("certify")(certify.certify)
 app.command("smoke-test")(smoke_test.smoke_test)
 app.command("generate")(generate.generate)
+app.command("eval")(eval_command.evaluate)
 app.command("tiny")(tiny.tiny)
 app.command("demo")(demo.demo)
 

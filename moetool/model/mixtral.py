@@ -100,6 +100,18 @@ class Cache:
         """How many positions there can be."""
         return self.cos_CP.shape[0]
 
+    def extend(self, n_tokens: int) -> None:
+        """Count ``n_tokens`` more positions as seen.
+
+        Raises:
+            UsageFault: there is no room for so many.
+        """
+        if self.length + n_tokens > self.room:
+            raise UsageFault(
+                f"the cache has {self.room} positions, {self.length} taken, {n_tokens} to come"
+            )
+        self.length += n_tokens
+
     def rewind(self, length: int) -> None:
         """Forget all positions from ``length`` on."""
         self.length = min(self.length, length)
@@ -135,32 +147,32 @@ class Transformer:
 
     def hidden(self, tokens_T: Tensor, cache: Cache, probe: Probe | None = None) -> Tensor:
         """Read tokens behind those in the cache; return their last hidden states ``[T, D]``."""
-        return self.hidden_of([tokens_T], cache, probe)[0]
+        return self.hidden_of([tokens_T], [cache], probe)[0]
 
     @torch.inference_mode()
     def hidden_of(
-        self, pieces: Sequence[Tensor], cache: Cache, probe: Probe | None = None
+        self, pieces: Sequence[Tensor], caches: Sequence[Cache], probe: Probe | None = None
     ) -> list[Tensor]:
-        """Read pieces one behind the other, each as `hidden` alone would, in one pass over weights.
+        """Read pieces, each as `hidden` alone would, in one pass over the weights.
 
-        A position needs of those before it their keys and values in the same layer, no more: so all
-        pieces go through a layer before the next layer is touched.
+        Each piece stands behind what its cache holds; pieces of one cache stand one behind the
+        other. A position needs of those before it their keys and values in the same layer, no more:
+        so all pieces go through a layer before the next layer is touched.
 
         Raises:
-            UsageFault: the cache has no room for so many.
+            UsageFault: a cache has no room for so many.
         """
-        start, n_tokens = cache.length, sum(map(len, pieces))
-        if start + n_tokens > cache.room:
-            raise UsageFault(
-                f"the cache has {cache.room} positions, {start} taken, {n_tokens} to come"
-            )
+        starts = {id(cache): cache.length for cache in caches}
+        for piece_T, cache in zip(pieces, caches, strict=True):
+            cache.extend(len(piece_T))
         embed = partial(self.weights.rows, "tok_embeddings.weight")
         streams = [embed(piece_T).to(self.weights.dtype) for piece_T in pieces]
         for layer in range(self.args.n_layers):
-            cache.length = start
-            for index, h_TD in enumerate(streams):
+            for cache in caches:
+                cache.rewind(starts[id(cache)])
+            for index, (h_TD, cache) in enumerate(zip(streams, caches, strict=True)):
                 streams[index] = self.block(layer, h_TD, cache, probe)
-                cache.length += len(h_TD)
+                cache.extend(len(h_TD))
         return streams
 
     @torch.inference_mode()

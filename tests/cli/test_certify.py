@@ -120,9 +120,7 @@ def keys(tmp_path):
     for name in ("own", "other"):
         key = ec.generate_private_key(ec.SECP256R1())
         private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
-        public = key.public_key().public_bytes(
-            pem, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
         (tmp_path / f"{name}.key").write_bytes(private)
         (tmp_path / f"{name}.pub").write_bytes(public)
     return tmp_path

@@ -91,7 +91,8 @@ def test_many_pieces_cost_one_pass_where_a_layer_fits(watched, recognized, odd_a
     )
     weights = open_weights(watched, recognized(), CPU, budget=layer)
     model = Transformer(odd_args, weights)
-    model.hidden_of(some_tokens(64).split([48, *[1] * 16]), model.new_cache(64))
+    pieces = some_tokens(64).split([48, *[1] * 16])
+    model.hidden_of(pieces, [model.new_cache(64)] * len(pieces))
     assert watched.nbytes <= 3 * layer + 64 * odd_args.dim * 2
 
 

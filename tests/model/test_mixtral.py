@@ -153,7 +153,7 @@ def test_a_prompt_may_come_in_pieces(load_model, some_tokens, splits):
 def test_pieces_in_one_pass_are_the_pieces_one_after_another(load_model, some_tokens, dtype):
     model, pieces = load_model(dtype=dtype), some_tokens(40).split([20, 1, 1, 17, 1])
     caches = [model.new_cache(48) for _ in range(2)]
-    together = model.hidden_of(pieces, caches[0])
+    together = model.hidden_of(pieces, [caches[0]] * len(pieces))
     alone = [model.hidden(piece, caches[1]) for piece in pieces]
     assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
     assert torch.equal(caches[0].keys_LKCH, caches[1].keys_LKCH)

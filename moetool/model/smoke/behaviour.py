@@ -130,7 +130,7 @@ def _compare_cached(
     first = max(1, min(CACHED_FROM, len(tokens_T) // 2))
     last = min(first + CACHED, len(tokens_T))
     pieces = [tokens_T[:first], *(tokens_T[at : at + 1] for at in range(first, last))]
-    states = model.hidden_of(pieces, model.new_cache(last))
+    states = model.hidden_of(pieces, [model.new_cache(last)] * len(pieces))
     cached_SV = torch.cat([model.logits(h_TD[-1:]) for h_TD in states])
     once_SV = logits_TV[first - 1 : last]
     best_S1 = cached_SV.argmax(-1, keepdim=True)

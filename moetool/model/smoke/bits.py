@@ -23,6 +23,7 @@ import torch
 import xxhash
 
 from moetool.arch.schema import Role, Slot, expand
+from moetool.convert.pieces import whole_rows
 from moetool.convert.stream import stream
 from moetool.model.load import canonical_steps
 from moetool.model.smoke.checks import Check, judge
@@ -31,7 +32,7 @@ from moetool.tensors import DType
 if TYPE_CHECKING:
     from moetool.convert.plan import Step
     from moetool.model.smoke.subject import Subject
-    from moetool.tensors import Buffer, Checkpoint
+    from moetool.tensors import Checkpoint
 
 PIECE = 4 << 20  # bytes looked at at once, whole rows; what stays in a CPU cache is fastest
 
@@ -112,7 +113,7 @@ def _scan_tensor(checkpoint: Checkpoint, slot: Slot, step: Step, found: Scan) ->
     digest, first_row = xxhash.xxh3_128(), 0
     nan, infinite, zero, constant = _Tally(), _Tally(), _Tally(), True
     first_value: torch.Tensor | None = None
-    for piece in _whole_rows(stream(checkpoint, step), step.target.dtype.nbytes(columns)):
+    for piece in whole_rows(stream(checkpoint, step), step.target.dtype.nbytes(columns), PIECE):
         digest.update(piece)
         bits = torch.frombuffer(piece, dtype=layout.integer).view(-1, columns)
         magnitude = bits & layout.magnitude
@@ -131,23 +132,6 @@ def _scan_tensor(checkpoint: Checkpoint, slot: Slot, step: Step, found: Scan) ->
     if constant and len(shape) > 1 and zero.count < first_row:
         found.constant.append(slot)
     return digest.digest()
-
-
-def _whole_rows(chunks: Iterator[Buffer], row_nbytes: int) -> Iterator[bytearray]:
-    """Regroup chunks into pieces of whole rows."""
-    wanted = max(PIECE // row_nbytes, 1) * row_nbytes
-    held = bytearray()
-    for chunk in chunks:
-        view = memoryview(chunk).cast("B")
-        while len(held) + len(view) >= wanted:
-            cut = wanted - len(held)
-            held += view[:cut]
-            view = view[cut:]
-            yield held
-            held = bytearray()
-        held += view
-    if held:
-        yield held
 
 
 @dataclass(slots=True)
