@@ -3,7 +3,7 @@
     python benchmarks/convert.py [--layers 1] [--rounds 3] [--where /dev/shm] [--cold] [KIND ...]
 
 Each round runs cp (with a sync), the floor (benchmarks/floor.py) and every kind of conversion once,
-one after the other, all hashes on. Ratios are of one round, the medians over rounds. ``--cold``
+one after the other, all hashes on; read-back and the certificate only where a kind names them. Ratios are of one round, the medians over rounds. ``--cold``
 drops the source from the system's cache before each of them. On a disk, name a folder of it.
 """
 
@@ -29,6 +29,8 @@ KINDS = {
     "mistral": ["--layout", "mistral"],
     "gguf bf16": ["--to", "gguf"],
     "gguf bf16, read back": ["--to", "gguf", "--readback"],
+    "hf, certified": ["--certificate"],
+    "hf, as by default": ["--readback", "--certificate"],
     "hf f16": ["--dtype", "f16", "--allow-overflow"],
 }
 
@@ -75,7 +77,7 @@ def commands(folder: Path, kinds: list[str]) -> dict[str, tuple[list[str], Path]
         "cp + sync": (["sh", "-c", f"cp -r {raw} {copy} && sync -f {copy}"], copy),
         "floor": ([sys.executable, str(floor), str(weights), str(copy)], copy),
         **{
-            kind: ([*convert, "--no-readback", *KINDS[kind]], out)
+            kind: ([*convert, "--no-readback", "--no-certificate", *KINDS[kind]], out)
             for kind in kinds
         },
     }  # fmt: skip

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from moetool.formats import FileCheckpoint
     from moetool.tensors import Buffer, TensorInfo
 
+K = TypeVar("K")
 T = TypeVar("T")
 MOST_WORKERS = 8  # beyond that a disk is the limit, not the arithmetic
 MOST_HELD_NBYTES = 64 << 20  # of weights by all workers together
@@ -54,6 +55,19 @@ class Weights:
         """The bytes of all canonical tensors."""
         return sum(step.target.nbytes for step in self.steps.values())
 
+    @property
+    def in_file_order(self) -> list[Slot]:
+        """The canonical tensors by where their first bytes lie: a disk is read front to back."""
+        extents = self.checkpoint.catalog.extents
+        files = {path: number for number, path in enumerate(self.checkpoint.files)}
+
+        def place(slot: Slot) -> tuple[int, int]:
+            part = self.steps[slot].parts[0]
+            extent = extents[part.source]
+            return files[extent.path], extent.offset + part.byte_range[0]
+
+        return sorted(self.steps, key=place)
+
     def info(self, slot: Slot) -> TensorInfo:
         """Raw name, canonical shape, and the type in which the values are stored."""
         return self.steps[slot].target
@@ -71,22 +85,33 @@ class Weights:
 
         As many threads as there are processors, fewer where what they hold would be too much.
         """
-        plan = Plan((Shard("", tuple(self.steps.values())),))
-        held = max(1, plan.peak_nbytes)
-        n_workers = max(1, min(_n_cpus(), MOST_WORKERS, MOST_HELD_NBYTES // held))
-        waiting: deque[tuple[Slot, Future[T]]] = deque()
-        with computing(plan), ThreadPoolExecutor(n_workers, "canonical") as pool:
-            try:
-                for slot in slots:
-                    waiting.append((slot, pool.submit(work, slot)))
-                    if len(waiting) > 2 * n_workers:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                while waiting:
+        return in_threads(work, slots, self.steps.values())
+
+
+def in_threads(
+    work: Callable[[K], T], keys: Iterable[K], steps: Iterable[Step], *, working_nbytes: int = 0
+) -> Iterator[tuple[K, T]]:
+    """Do something for each key in threads, and yield the results in order.
+
+    ``steps`` are those that the work streams: what they hold, and ``working_nbytes`` that the work
+    holds beside them, decide how many threads there are.
+    """
+    plan = Plan((Shard("", tuple(steps)),))
+    held = max(1, plan.peak_nbytes + working_nbytes)
+    n_workers = max(1, min(_n_cpus(), MOST_WORKERS, MOST_HELD_NBYTES // held))
+    waiting: deque[tuple[K, Future[T]]] = deque()
+    with computing(plan), ThreadPoolExecutor(n_workers, "canonical") as pool:
+        try:
+            for key in keys:
+                waiting.append((key, pool.submit(work, key)))
+                if len(waiting) > 2 * n_workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
