@@ -3,8 +3,9 @@
     python benchmarks/convert.py [--layers 1] [--rounds 3] [--where /dev/shm] [--cold] [KIND ...]
 
 Each round runs cp (with a sync), the floor (benchmarks/floor.py) and every kind of conversion once,
-one after the other, all hashes on; read-back and the certificate only where a kind names them. Ratios are of one round, the medians over rounds. ``--cold``
-drops the source from the system's cache before each of them. On a disk, name a folder of it.
+one after the other, all hashes on; read-back and certificate only where a kind names them. Ratios
+are of one round, the medians over rounds. ``--cold`` drops the source from the system's cache
+before each of them. On a disk, name a folder of it.
 """
 
 from __future__ import annotations

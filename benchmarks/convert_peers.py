@@ -4,8 +4,8 @@
         [--where /dev/shm]
 
 The same weights, true 8x7B layer shapes, as safetensors (hf) and as the raw .pth. Ours goes from
-the .pth to each target directly, everything hashed and read back; llama.cpp's converter needs the
-Hugging Face copy first. Each round runs all of them once; the medians come last.
+the .pth to each target directly, everything hashed, read back or not (the others do neither);
+llama.cpp's converter needs the Hugging Face copy first. Each round runs all of them once; the medians come last.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ def commands(
     ours, hf, theirs = folder / "ours", folder / "hf", folder / "theirs"
     moetool = [sys.executable, "-m", "moetool", "convert", str(folder / "raw"), "--quiet"]
     moetool += ["--out", str(ours)]
-    found: dict[str, tuple[list[str], Path, dict[str, str]]] = {
-        "moetool .pth -> safetensors": (moetool, ours, {}),
-        "moetool .pth -> gguf": ([*moetool, "--to", "gguf"], ours, {}),
-    }
+    found: dict[str, tuple[list[str], Path, dict[str, str]]] = {}
+    for target in ("safetensors", "gguf"):
+        made_by_us = [*moetool, "--to", target, "--no-certificate"]
+        found[f"moetool .pth -> {target}, read back"] = (made_by_us, ours, {})
+        found[f"moetool .pth -> {target}"] = ([*made_by_us, "--no-readback"], ours, {})
     if llama_cpp:
         made = folder / "theirs.gguf"
         script = [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(hf)]

@@ -140,7 +140,7 @@ def _run(
     with console.progress("convert", passing) as update:
         if not certificate:
             return job.run(update, manner)
-        certifier = Certifier(job.source, checkpoint, update)
+        certifier = Certifier(job.source, checkpoint, update, cold=not manner.readback)
         report = job.run(update, replace(manner, certify=certifier))
     return replace(report, certificate=certifier.certificate)
 

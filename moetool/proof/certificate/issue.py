@@ -32,11 +32,15 @@ _NO_PART = frozenset({CERTIFICATE, SIGNATURE})  # files that speak of the others
 class Certifier:
     """Certifies a conversion at its end; the certificate is kept here for who prints it.
 
-    The output is read from the disk, through the public reader, as any user's program would.
+    The output is read through the public reader, as any user's program would. ``cold``: the system
+    forgets it first, so that it comes from the disk; not needed where each file was read back.
     """
 
-    def __init__(self, source: Source, checkpoint: FileCheckpoint, progress: Progress) -> None:
+    def __init__(
+        self, source: Source, checkpoint: FileCheckpoint, progress: Progress, *, cold: bool
+    ) -> None:
         self._source, self._checkpoint, self._progress = source, checkpoint, progress
+        self._cold = cold
         self.certificate: Certificate | None = None
 
     def __call__(self, work: Path) -> dict[str, bytes]:
@@ -50,7 +54,7 @@ class Certifier:
         before = identify(weights, progress=self._behind(written_nbytes))
         manifest = read_manifest(work)
         files = dict(manifest.files) if manifest else {}
-        for name in files:
+        for name in files if self._cold else ():
             _forget(work / name)
         with open_weights(work) as written:
             progress = self._behind(written_nbytes + before.nbytes)

@@ -22,7 +22,7 @@ def convert(tmp_path):
                 open_source(checkpoint), find_target(to, layout), out,
                 dtype=find_dtype(dtype), allow_overflow=True,
             )  # fmt: skip
-            certifier = Certifier(job.source, checkpoint, lambda _done, _note: None)
+            certifier = Certifier(job.source, checkpoint, lambda _done, _note: None, cold=True)
 
             def certify(work):
                 if before:
