@@ -5,7 +5,8 @@
 
 The same weights, true 8x7B layer shapes, as safetensors (hf) and as the raw .pth. Ours goes from
 the .pth to each target directly, everything hashed, read back or not (the others do neither);
-llama.cpp's converter needs the Hugging Face copy first. Each round runs all of them once; the medians come last.
+llama.cpp's converter needs the Hugging Face copy first. Each round runs all of them once; the
+medians come last.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ def convert(
                        dtype=storage, allow_overflow=allow_overflow)  # fmt: skip
 
     if dry_run:
-        _show_plan(console, _fetched_or_coming(path), prepared, readback=readback)
+        _show_plan(console, _fetched_or_coming(path), prepared, readback=readback,
+                   certificate=certificate)  # fmt: skip
         return
     source = resolve(path, console)
     with open_checkpoint(source) as checkpoint:
@@ -151,6 +152,7 @@ def _show_plan(
     prepared: Callable[[Source, Path], Job],
     *,
     readback: bool,
+    certificate: bool,
 ) -> None:
     """Print what would be done, also of a source that is not complete.
 
@@ -163,7 +165,7 @@ def _show_plan(
     source = resolve(path, console)
     found = survey(source)
     job = prepared(found.source, source if source.is_dir() else source.parent)
-    report = foresee(job, found, readback=readback)
+    report = foresee(job, found, readback=readback, certificate=certificate)
     console.result(report, lambda: render_plan(console, report, _title(job)))
     if not report.ok:
         console.hint(f"free {report.room.short_nbytes:,} bytes, or give another place with --out")

@@ -85,11 +85,12 @@ class PlanReport:
         return not self.room.short_nbytes
 
 
-def foresee(job: Job, survey: Survey, *, readback: bool) -> PlanReport:
+def foresee(job: Job, survey: Survey, *, readback: bool, certificate: bool = False) -> PlanReport:
     """Say what a job would do; nothing is written but the probe's file, which has no name."""
     plan = job.plan
     speeds = measure(tuple(job.source.checkpoint.catalog.extents.values()), job.out)
-    seconds = estimate_s(speeds, plan.read_nbytes, plan.nbytes, readback=readback)
+    n_again = plan.read_nbytes * certificate + plan.nbytes * max(readback, certificate)
+    seconds = estimate_s(speeds, plan.read_nbytes, plan.nbytes, n_again)
     return PlanReport(
         source=job.source.path,
         source_layout=job.source.recognized.convention.name,

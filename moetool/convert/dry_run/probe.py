@@ -49,18 +49,17 @@ def measure(extents: Sequence[Extent], out: Path) -> Speeds:
     return Speeds(read, hashed, written, where.stat().st_dev in devices, seconds)
 
 
-def estimate_s(speeds: Speeds, n_read: int, n_written: int, *, readback: bool) -> float | None:
+def estimate_s(speeds: Speeds, n_read: int, n_written: int, n_again: int = 0) -> float | None:
     """The seconds that a conversion would take at these speeds; None where one is not known.
 
-    Reading and writing share a disk or go on at once; hashing goes on beside both. What is
-    computed (transposes, casts) is not in it.
+    Reading and writing share a disk or go on at once; hashing goes on beside both. ``n_again``
+    bytes are read behind it, to be compared. What is computed (transposes, casts) is not in it.
     """
     if not (speeds.read and speeds.hashed and speeds.written):
         return None
     reading, writing = n_read / speeds.read, n_written / speeds.written
     moving = reading + writing if speeds.same_disk else max(reading, writing)
-    again = n_written / speeds.read if readback else 0.0
-    return max(moving, n_written / speeds.hashed) + again
+    return max(moving, n_written / speeds.hashed) + n_again / speeds.read
 
 
 def _read(extents: Sequence[Extent]) -> tuple[float | None, float | None]:

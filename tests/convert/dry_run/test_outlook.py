@@ -153,16 +153,16 @@ def test_what_cannot_be_measured_gives_no_time(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", full)
     speeds = measure((), tmp_path)
     assert speeds.written is None
-    assert estimate_s(speeds, 1, 1, readback=False) is None
+    assert estimate_s(speeds, 1, 1) is None
 
 
 def test_the_time_is_that_of_the_slowest(tmp_path):
     """One disk reads and writes in turn, two at once; hashing and reading back count."""
     speeds = Speeds(read=100, hashed=50, written=100, same_disk=True, seconds=0.4)
-    assert estimate_s(speeds, 1000, 1000, readback=False) == 20
-    assert estimate_s(speeds, 1000, 1000, readback=True) == 30
+    assert estimate_s(speeds, 1000, 1000) == 20
+    assert estimate_s(speeds, 1000, 1000, 1000) == 30
     apart = Speeds(read=100, hashed=1000, written=25, same_disk=False, seconds=0.4)
-    assert estimate_s(apart, 1000, 1000, readback=False) == 40
+    assert estimate_s(apart, 1000, 1000) == 40
 
 
 def test_room_counts_what_an_earlier_run_has_written(tmp_path, monkeypatch):
