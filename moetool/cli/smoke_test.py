@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,11 +22,10 @@ from moetool.cli.running import (
     sizes,
     spoken,
 )
-from moetool.errors import CheckFailed
+from moetool.errors import CheckFailed, UsageFault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from moetool.model.generate import Sampling
     from moetool.model.smoke import LayerView, SmokeReport, SmokeTest
@@ -38,6 +38,14 @@ def smoke_test(
     device: DeviceOption = "auto",
     prompt: Annotated[
         str | None, typer.Option(help="Continue this text; left out: one that suits the release")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="What it was made of: every part must give the same, to the last bit",
+            show_default=False,
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Tokens to write; 0 for checks only")] = 48,
     dtype: ComputeOption = "keep",
@@ -54,11 +62,17 @@ def smoke_test(
     be_patient()
     console = Console(json=json, quiet=quiet)
     where = resolve(path, console)
-    with _open(where, device, dtype, memory) as test:
+    if against and not against.exists():
+        raise UsageFault("no such file or folder", where=str(against))
+    with ExitStack() as opened:
+        source = against and opened.enter_context(_open(against, device, dtype, memory, share=2))
+        test = opened.enter_context(
+            _open(where, device, dtype, memory, share=2 if source else 1, like=source or None)
+        )
         from moetool.model.generate import Sampling
 
         test.prompt(prompt)  # one that cannot be read is refused before minutes of checks
-        _look(console, test)
+        _look(console, test, source or None)
         if max_tokens:
             _print_text(console, test, prompt, max_tokens, Sampling(temperature, seed=seed))
         report = test.report(where)
@@ -68,29 +82,52 @@ def smoke_test(
 
 
 @contextmanager
-def _open(where: Path, device: str, dtype: str, memory: str | None) -> Iterator[SmokeTest]:
-    """Open and recognise first: what is malformed is refused before torch is loaded."""
+def _open(
+    where: Path,
+    device: str,
+    dtype: str,
+    memory: str | None,
+    *,
+    share: int = 1,
+    like: SmokeTest | None = None,
+) -> Iterator[SmokeTest]:
+    """Open and recognise first: what is malformed is refused before torch is loaded.
+
+    ``share``: how many models share the memory; ``like``: one whose type to compute in.
+    """
     from moetool.arch.recognize import recognize
     from moetool.formats import open_checkpoint
 
-    budget = parse_size(memory, "--memory")
+    asked = parse_size(memory, "--memory")
     with open_checkpoint(where) as checkpoint:
         recognized = recognize(checkpoint.catalog, checkpoint.directory)
 
-        from moetool.model.device import pick_device
+        from moetool.model.device import available_nbytes, pick_device
         from moetool.model.smoke import SmokeTest
 
         on, kept_or_cast = pick_device(device), compute_dtype(dtype)
+        budget = (available_nbytes(on) if asked is None else asked) // share
         yield SmokeTest(
-            checkpoint, recognized, checkpoint.directory, on, dtype=kept_or_cast, budget=budget
+            checkpoint,
+            recognized,
+            checkpoint.directory,
+            on,
+            dtype=like.weights.dtype if like else kept_or_cast,
+            budget=budget,
         )
 
 
-def _look(console: Console, test: SmokeTest) -> None:
-    with console.progress("reading every tensor", test.subject.checkpoint.catalog.nbytes) as update:
-        test.scan(update)
+def _look(console: Console, test: SmokeTest, source: SmokeTest | None) -> None:
+    for one in filter(None, (source, test)):
+        whose = "every tensor of the source" if one is source else "every tensor"
+        nbytes = one.subject.checkpoint.catalog.nbytes
+        with console.progress(f"reading {whose}", nbytes) as update:
+            one.scan(update, widened=source is not None)
     with console.progress("running a text", test.weights.nbytes) as update:
         test.observe(update)
+    if source:
+        with console.progress("beside the source", test.weights.nbytes) as update:
+            test.compare(source, update)
     rows = [(check.level, check.name, check.verdict.value, check.detail) for check in test.checks]
     console.table([Column("level"), Column("check"), Column("verdict"), Column("seen")], rows)
 

@@ -75,6 +75,10 @@ class Probe(Protocol):
         """See which experts a layer chose."""
         ...
 
+    def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:
+        """See what an expert makes of its S tokens, before it is weighted."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -189,14 +193,23 @@ class Transformer:
 
         Keys and values are written behind ``cache.length``, which the caller moves on.
         """
-        x_TD = self._norm(layer, "attention_norm", h_TD)
-        h_TD = h_TD + self._attention(layer, x_TD, cache)
+        h_TD = self.attention(layer, h_TD, cache)
         if probe:
             probe.hidden(layer, "attention", h_TD)
-        h_TD = h_TD + self._feed_forward(layer, self._norm(layer, "ffn_norm", h_TD), probe)
+        h_TD = self.experts(layer, h_TD, probe)
         if probe:
             probe.hidden(layer, "experts", h_TD)
         return h_TD
+
+    @torch.inference_mode()
+    def attention(self, layer: int, h_TD: Tensor, cache: Cache) -> Tensor:
+        """Add to the stream what its positions find in those before them."""
+        return h_TD + self._attention(layer, self._norm(layer, "attention_norm", h_TD), cache)
+
+    @torch.inference_mode()
+    def experts(self, layer: int, h_TD: Tensor, probe: Probe | None = None) -> Tensor:
+        """Add to the stream what the experts make of each position."""
+        return h_TD + self._feed_forward(layer, self._norm(layer, "ffn_norm", h_TD), probe)
 
     def _norm(self, layer: int, name: str, h_TD: Tensor) -> Tensor:
         return rms_norm(h_TD, self.weights[f"layers.{layer}.{name}.weight"], self.args.norm_eps)
@@ -233,6 +246,8 @@ class Transformer:
             token, place = torch.where(routing.experts_TA == expert)
             w1, w2, w3 = (self.weights[f"{name}.experts.{expert}.{w}.weight"] for w in SWIGLU)
             y_SD = swiglu(x_TD[token], w1, w2, w3).float()
+            if probe:
+                probe.expert(layer, expert, y_SD)
             # No token chooses an expert twice: each row gets one addend, in the order of experts.
             sum_TD.index_add_(0, token, y_SD * routing.weights_TA[token, place, None])
         return sum_TD.to(x_TD.dtype)

@@ -65,6 +65,16 @@ class Tokenizer:
                 known = []
         return "".join([*parts, self._pieces.decode(known)])
 
+    def piece(self, token: int) -> tuple[str, float, bool, bool]:
+        """Text, score, and whether it is a control or a byte token."""
+        pieces = self._pieces
+        return (
+            pieces.id_to_piece(token),
+            pieces.get_score(token),
+            pieces.is_control(token),
+            pieces.is_byte(token),
+        )
+
     def digest(self, algorithm: str) -> str:
         """The digest of the file's bytes, in hex."""
         return hashlib.new(algorithm, self._proto, usedforsecurity=False).hexdigest()

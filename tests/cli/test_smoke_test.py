@@ -165,3 +165,25 @@ def test_the_strip_reads_without_colour():
     assert strip((10, 10, 10, 10)) == "▄▄▄▄"
     assert strip((0, 1, 0, 999)) == " ▁ █"
     assert strip((0, 0)) == "  "
+
+
+def test_beside_its_source_a_conversion_is_equal_to_the_last_bit(moetool, tiny_release, tmp_path):
+    out = tmp_path / "out"
+    moetool("convert", tiny_release, "--to", "gguf", "--out", out, "-q", check=0)
+    done = moetool("smoke-test", out, "--against", tiny_release, "--max-tokens", 0, check=0)
+    assert "equal to the last bit" in done.stdout
+
+
+def test_beside_its_source_one_bit_is_found(moetool, tiny_release, copy):
+    """A mantissa bit that no loss can show: the tensor, and the part that computes otherwise."""
+    write_into(copy, "layers.1.feed_forward.experts.6.w3.weight", b"\x01", offset=1)
+    done = moetool("smoke-test", copy, "--against", tiny_release, "--max-tokens", 0, "--json",
+                   check=3)  # fmt: skip
+    failed = {c["name"]: c for c in json.loads(done.stdout)["checks"] if c["verdict"] == "FAIL"}
+    assert failed["same values"]["value"] == ["layers.1 expert 6 w3"]
+    assert failed["lockstep"]["detail"].startswith("layers.1 expert 6")
+    moetool("smoke-test", copy, "--against", tmp_absent(copy), check=2)
+
+
+def tmp_absent(folder):
+    return folder.with_name("absent")

@@ -7,8 +7,10 @@ import torch
 
 from moetool.arch.args import ModelArgs
 from moetool.arch.mixtral import MIXTRAL
-from moetool.arch.recognize import Recognized
+from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import expand
+from moetool.convert.stream import to_torch
+from moetool.formats import open_checkpoint
 from moetool.model.load import open_weights
 from moetool.model.mixtral import Transformer
 
@@ -66,3 +68,26 @@ def some_tokens():
         return torch.randint(args.vocab_size, (n,), generator=random)
 
     return make
+
+
+class Held:
+    """Tensors in memory as a checkpoint."""
+
+    def __init__(self, catalog, tensors):
+        self.catalog, self.tensors = catalog, tensors
+
+    def read(self, name, start=0, stop=None):
+        flat = self.tensors[name].contiguous().view(-1).view(torch.uint8)
+        return bytes(flat[start:stop].numpy())
+
+
+@pytest.fixture(scope="session")
+def sound(tiny_release):
+    """The release in memory, and what it is."""
+    with open_checkpoint(tiny_release) as checkpoint:
+        recognized = recognize(checkpoint.catalog, checkpoint.directory)
+        tensors = {
+            name: to_torch(checkpoint.read(name), info.dtype, info.shape)
+            for name, info in checkpoint.catalog.tensors.items()
+        }
+    return Held(checkpoint.catalog, tensors), recognized

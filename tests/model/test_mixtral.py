@@ -197,9 +197,20 @@ def test_the_probe_sees_every_half_of_every_layer(load_model, some_tokens):
 
         def routed(self, layer, routing):
             seen.append((layer, "router", tuple(routing.experts_TA.shape)))
+            chosen.append(routing.experts_TA.flatten().bincount(minlength=5).tolist())
 
+        def expert(self, layer, expert, y):
+            outputs.append((layer, expert, tuple(y.shape)))
+
+    chosen, outputs = [], []
     model = load_model()
     model.forward(some_tokens(7), model.new_cache(7), Probe())
+    assert outputs == [
+        (layer, expert, (n, 40))
+        for layer in range(3)
+        for expert, n in enumerate(chosen[layer])
+        if n
+    ]
     expected = [("attention", (7, 40)), ("router", (7, 2)), ("experts", (7, 40))]
     assert seen == [(layer, *each) for layer in range(3) for each in expected]
 

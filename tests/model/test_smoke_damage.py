@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from moetool.arch.mixtral import MISTRAL, MIXTRAL
-from moetool.arch.recognize import Recognized, recognize
+from moetool.arch.recognize import Recognized
 from moetool.arch.schema import expand
 from moetool.convert.ops import Halve
 from moetool.convert.plan import derive_steps
 from moetool.convert.stream import stream, to_torch
-from moetool.formats import open_checkpoint
 from moetool.model import mixtral
 from moetool.model.generate import generate
 from moetool.model.smoke import SmokeTest, Verdict
@@ -24,29 +23,6 @@ from moetool.tensors import Catalog
 
 CPU = torch.device("cpu")
 LAYOUTS = ["mistral", "mistral-packed", "hf", "hf-fused", "gguf", "gguf-split"]
-
-
-class Held:
-    """Tensors in memory as a checkpoint."""
-
-    def __init__(self, catalog, tensors):
-        self.catalog, self.tensors = catalog, tensors
-
-    def read(self, name, start=0, stop=None):
-        flat = self.tensors[name].contiguous().view(-1).view(torch.uint8)
-        return bytes(flat[start:stop].numpy())
-
-
-@pytest.fixture(scope="module")
-def sound(tiny_release):
-    """The release in memory, and what it is."""
-    with open_checkpoint(tiny_release) as checkpoint:
-        recognized = recognize(checkpoint.catalog, checkpoint.directory)
-        tensors = {
-            name: to_torch(checkpoint.read(name), info.dtype, info.shape)
-            for name, info in checkpoint.catalog.tensors.items()
-        }
-    return Held(checkpoint.catalog, tensors), recognized
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +43,7 @@ def smoke(sound, tiny_release):
         if damage:
             damage(tensors, changed)
         test = SmokeTest(
-            Held(checkpoint.catalog, tensors),
+            type(checkpoint)(checkpoint.catalog, tensors),
             replace(recognized, args=changed),
             tiny_release,
             CPU,
@@ -210,7 +186,9 @@ def relayout(sound, name):
         for step in steps
     }
     catalog = Catalog("memory", {step.target.name: step.target for step in steps}, {})
-    return Held(catalog, tensors), Recognized(MIXTRAL, convention, recognized.args, layout)
+    return type(checkpoint)(catalog, tensors), Recognized(
+        MIXTRAL, convention, recognized.args, layout
+    )
 
 
 def test_raw_and_converted_pass_with_equal_logits(sound, tiny_release):
@@ -236,6 +214,9 @@ class Routes:
 
     def hidden(self, layer, part, h_TD):
         """Nothing to keep."""
+
+    def expert(self, layer, expert, y_SD):
+        pass
 
     def routed(self, layer, routing):
         assert layer == len(self.seen)

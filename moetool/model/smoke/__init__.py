@@ -4,6 +4,8 @@ checks.py     Check, Verdict, SmokeReport: what is said
 subject.py    what the checks look at, and the known release it may be
 config.py     L0: hyperparameters, shapes, tokenizer; no weight is read
 bits.py       L1: every tensor once, as bits
+lockstep.py   two models part by part on the same input
+against.py    L2: beside the source, with what that says of settings and values
 behaviour.py  L3: loss, cache, layers, routing over a shipped text
 run.py        SmokeTest: all of it in order
 """

@@ -79,6 +79,9 @@ class Watcher:
             torch.bincount(routing.experts_TA.flatten(), minlength=routing.logits_TE.shape[1])
         )
 
+    def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:
+        """Single experts are not looked at."""
+
     def layers(self) -> tuple[LayerView, ...]:
         """What was seen, layer by layer."""
         sizes = {(layer, part): number(float(rms)) for layer, part, rms in self._rms}

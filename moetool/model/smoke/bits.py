@@ -23,8 +23,9 @@ import torch
 import xxhash
 
 from moetool.arch.schema import Role, Slot, expand
+from moetool.convert.casts import widen_f16
 from moetool.convert.pieces import whole_rows
-from moetool.convert.stream import stream
+from moetool.convert.stream import stream, to_bytes, torch_dtype
 from moetool.model.load import canonical_steps
 from moetool.model.smoke.checks import Check, judge
 from moetool.tensors import DType
@@ -72,24 +73,30 @@ class Finding:
 
 @dataclass(slots=True)
 class Scan:
-    """What one pass over all tensors found."""
+    """What one pass over all tensors found.
+
+    ``digests``: XXH3-128 of the values of each, widened to f32 where that was asked for, so that
+    two checkpoints that store the same values in two types have the same ones.
+    """
 
     nan: list[Finding] = field(default_factory=list)
     infinite: list[Finding] = field(default_factory=list)
     zero_rows: list[Finding] = field(default_factory=list)
     constant: list[Slot] = field(default_factory=list)
     twins: list[tuple[Slot, Slot]] = field(default_factory=list)
+    digests: dict[Slot, bytes] = field(default_factory=dict)
     n_tensors: int = 0
     nbytes: int = 0
     seconds: float = 0.0
 
 
-def scan(subject: Subject, progress: Callable[[int, str], None]) -> Scan:
+def scan(subject: Subject, progress: Callable[[int, str], None], *, widened: bool = False) -> Scan:
     """Read every tensor once; memory stays bounded by one piece and one matrix."""
     began, found = time.perf_counter(), Scan()
     first_with: dict[bytes, Slot] = {}
     for slot, step in _slots_and_steps(subject):
-        digest = _scan_tensor(subject.checkpoint, slot, step, found)
+        digest = _scan_tensor(subject.checkpoint, slot, step, found, widened=widened)
+        found.digests[slot] = digest
         twin = first_with.setdefault(digest, slot)
         if twin is not slot and slot.role.per_layer and not slot.role.is_norm:
             found.twins.append((twin, slot))
@@ -106,7 +113,9 @@ def _slots_and_steps(subject: Subject) -> Iterator[tuple[Slot, Step]]:
         yield stored.cells[0].slot, steps[name]
 
 
-def _scan_tensor(checkpoint: Checkpoint, slot: Slot, step: Step, found: Scan) -> bytes:
+def _scan_tensor(
+    checkpoint: Checkpoint, slot: Slot, step: Step, found: Scan, *, widened: bool
+) -> bytes:
     """Look at one tensor; return the digest of its canonical bytes."""
     layout, shape = BITS[step.target.dtype], step.target.shape
     columns = shape[-1]  # a vector is one row
@@ -114,7 +123,7 @@ def _scan_tensor(checkpoint: Checkpoint, slot: Slot, step: Step, found: Scan) ->
     nan, infinite, zero, constant = _Tally(), _Tally(), _Tally(), True
     first_value: torch.Tensor | None = None
     for piece in whole_rows(stream(checkpoint, step), step.target.dtype.nbytes(columns), PIECE):
-        digest.update(piece)
+        digest.update(_in_f32(piece, step.target.dtype) if widened else piece)
         bits = torch.frombuffer(piece, dtype=layout.integer).view(-1, columns)
         magnitude = bits & layout.magnitude
         largest = magnitude.amax(1)
@@ -132,6 +141,11 @@ def _scan_tensor(checkpoint: Checkpoint, slot: Slot, step: Step, found: Scan) ->
     if constant and len(shape) > 1 and zero.count < first_row:
         found.constant.append(slot)
     return digest.digest()
+
+
+def _in_f32(piece: bytearray, dtype: DType) -> bytearray:
+    values = torch.frombuffer(piece, dtype=torch_dtype(dtype))
+    return to_bytes(widen_f16(values) if dtype is DType.F16 else values.float())
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ class Verdict(Enum):
 class Check:
     """One statement about a checkpoint, its verdict, and in words what was seen.
 
-    ``level``: L0 config and tokenizer, L1 bits, L3 behaviour (L2 compares two checkpoints).
+    ``level``: L0 config and tokenizer, L1 bits, L2 beside the source, L3 behaviour.
     """
 
     level: str

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from moetool.errors import Refused
+from moetool.errors import MoetoolError, Refused
 from moetool.model.device import MemoryWatch
 from moetool.model.generate import Pace, Sampling, generate
 from moetool.model.load import open_weights
 from moetool.model.mixtral import Transformer
-from moetool.model.smoke import behaviour, bits, config
+from moetool.model.smoke import against, behaviour, bits, config
 from moetool.model.smoke.checks import Check, Continuation, Figures, SmokeReport
 from moetool.model.smoke.subject import Subject, find_release
 from moetool.model.tokenizer import open_tokenizer
@@ -53,11 +53,32 @@ class SmokeTest:
         self._memory, self._pace = MemoryWatch(), Pace()
         self._scan: bits.Scan | None = None
         self._seen: behaviour.Observation | None = None
+        self._pair: against.Pair | None = None
         self._continuation: Continuation | None = None
 
-    def scan(self, progress: Progress) -> None:
-        """Read every tensor once (L1); ``progress`` gets the bytes done."""
-        self._scan = bits.scan(self.subject, self._watched(progress))
+    def scan(self, progress: Progress, *, widened: bool = False) -> None:
+        """Read every tensor once (L1); ``progress`` gets the bytes done.
+
+        ``widened``: the digests are to be compared with those of another type.
+        """
+        self._scan = bits.scan(self.subject, self._watched(progress), widened=widened)
+
+    def compare(self, source: SmokeTest, progress: Progress) -> None:
+        """Run beside the source, part by part (L2); both were scanned, widened.
+
+        ``progress`` gets the bytes of weights read so far.
+
+        Raises:
+            Refused: the two have other shapes, so no part can be compared.
+        """
+        if self._scan is None or source._scan is None:
+            raise MoetoolError("a comparison needs both scans")
+        note, weights = self._watched(progress), self.weights
+        self._pair = against.compare(
+            (source.subject, source.model, source._scan),
+            (self.subject, self.model, self._scan),
+            lambda layer: note(min(weights.nbytes_read, weights.nbytes), f"layer {layer}"),
+        )
 
     def observe(self, progress: Progress) -> None:
         """Run the shipped text (L3); ``progress`` gets the bytes of weights read so far."""
@@ -70,12 +91,14 @@ class SmokeTest:
     @property
     def checks(self) -> tuple[Check, ...]:
         """All checks of what was looked at so far."""
-        subject, found, seen = self.subject, self._scan, self._seen
-        return (
+        subject, found, seen, pair = self.subject, self._scan, self._seen, self._pair
+        checks = (
             *(check(subject) for check in config.CHECKS),
             *(check(found) for check in bits.CHECKS if found),
+            *(check(pair) for check in against.CHECKS if pair),
             *(check(subject, seen) for check in behaviour.CHECKS if seen),
         )
+        return tuple(sorted(checks, key=lambda check: check.level))
 
     def _watched(self, progress: Progress) -> Progress:
         def note(done: int, what: str) -> None:
