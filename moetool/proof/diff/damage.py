@@ -116,7 +116,10 @@ class Detective:
 
 
 def settle_casts(traits: list[list[Trait]]) -> list[list[Trait]]:
-    """Of several casts that would explain a tensor, keep the one that explains most tensors."""
+    """Of several casts that would explain a tensor, keep the one that explains most tensors.
+
+    Where it explains more than one, a tensor in which it changed a single bit has no flipped one.
+    """
     casts = Counter(
         trait for found in traits for trait in found if trait.kind in {F16, BF16, TRUNCATED}
     )
@@ -125,7 +128,12 @@ def settle_casts(traits: list[list[Trait]]) -> list[list[Trait]]:
         best = max(
             (trait for trait in found if trait in casts), key=casts.__getitem__, default=None
         )
-        return [trait for trait in found if trait not in casts or trait == best]
+        common = best is not None and casts[best] > 1
+        return [
+            trait
+            for trait in found
+            if trait == best or not (trait in casts or (common and trait.kind == BIT))
+        ]
 
     return [chosen(found) for found in traits]
 

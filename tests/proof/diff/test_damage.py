@@ -301,3 +301,20 @@ def test_two_damages_are_told_apart(written, diffed):
     report = diffed(written("mistral"), written("gguf", change))
     assert kinds(report) == {"zeroed", "w2-transposed"}
     assert {t.damage for t in report.tensors} == {("zeroed",), ("w2-transposed",)}
+
+
+def test_a_cast_that_changed_one_bit_of_a_tensor_is_still_a_cast(written, diffed):
+    """f16 keeps 2^-24 and no half of it: alone that is a flipped bit, among its like a cast."""
+
+    def change(model):
+        for role in (Role.W1, Role.W2):
+            model.get(role, 0, 0)[1, 1] = 2.0**-24 * 1.0078125
+
+    def cast(model):
+        change(model)
+        for name, tensor in model.tensors.items():
+            model.tensors[name] = tensor.half().to(tensor.dtype)
+
+    source = written("mistral", change)
+    report = diffed(source, written("hf", cast))
+    assert {"cast-f16"} == kinds(report)
