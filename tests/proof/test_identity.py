@@ -65,37 +65,19 @@ def test_progress_ends_with_all_bytes(small_tensors, write_release):
     assert seen[-1] == found.nbytes == sum(t.nbytes for t in small_tensors.values())
 
 
-def test_quantised_blocks_have_no_identity(tiny_release, moetool, tmp_path):
+def test_quantised_blocks_have_no_identity(quantised):
     """They are not the model's values; the refusal says what to give instead."""
-    gguf = pytest.importorskip("gguf", reason="writes the quantised file")
-    numpy = pytest.importorskip("numpy")
-    moetool("convert", tiny_release, "--to", "gguf", "--out", tmp_path / "out", "-q", check=0)
-    (path,) = (tmp_path / "out").glob("*.gguf")
-    reader = gguf.GGUFReader(path)
-    name = "blk.0.attn_q.weight"
-    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
-    for key, field in reader.fields.items():
-        if not key.startswith(("GGUF.", "general.architecture")):
-            writer.add_key_value(
-                key, field.contents(), field.types[0],
-                sub_type=field.types[1] if len(field.types) > 1 else None,
-            )  # fmt: skip
-    for tensor in reader.tensors:
-        data = tensor.data
-        if tensor.name == name:
-            values = gguf.dequantize(data, tensor.tensor_type).astype(numpy.float32)
-            data = gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     with pytest.raises(Refused) as caught:
-        of(tmp_path / "small.gguf")
+        of(quantised)
     assert "q8_0" in str(caught.value)
     assert "made from" in caught.value.hint
+
+
+def test_quantised_blocks_are_converted_without_a_certificate(quantised, moetool, tmp_path):
+    """Into other files of the same format: copies, and the note says what is not there."""
+    done = moetool("convert", quantised, "--to", "gguf", "--out", tmp_path / "copy", check=0)
+    assert "no certificate: q8_0" in done.stderr
+    assert not (tmp_path / "copy" / "moetool-certificate.json").exists()
 
 
 @pytest.mark.parametrize("layout", ["mistral", "hf", "gguf"])

@@ -6,6 +6,7 @@ program give the same record, byte for byte.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -69,16 +70,27 @@ class Certificate:
         if self.verdict is Verdict.RENUMBERED:
             yield f"note     experts are numbered otherwise; in any order {output.any_order_root}"
         yield from (f"note     {reason}" for reason in self.reasons)
-        worst = sorted(self.bounds, key=lambda bound: (bound.rounded, -bound.rel_rms))
+        worst = sorted(self.bounds, key=_severity)
         for bound in worst[:WORST]:
-            how = "rounded" if bound.rounded else "CHANGED"
-            yield (
-                f"bound    {bound.name}  {bound.source_dtype} to {bound.output_dtype}, {how}: "
-                f"{bound.differing:,} of {bound.numel:,} values, at most {bound.max_abs:.3g}, "
-                f"relative RMS {bound.rel_rms:.3g}"
-            )
+            yield f"bound    {_told(bound)}"
         if len(worst) > WORST:
             yield f"bound    {len(worst) - WORST} more tensors with smaller ones"
+
+
+def _severity(bound: Bound) -> tuple[bool, float]:
+    """What was not rounded comes first, then the largest distance."""
+    return bound.rounded, -(math.inf if bound.rel_rms is None else bound.rel_rms)
+
+
+def _told(bound: Bound) -> str:
+    how = "rounded" if bound.rounded else "CHANGED"
+    far = "some to infinity or NaN"
+    if bound.max_abs is not None and bound.rel_rms is not None:
+        far = f"at most {bound.max_abs:.3g}, relative RMS {bound.rel_rms:.3g}"
+    return (
+        f"{bound.name}  {bound.source_dtype} to {bound.output_dtype}, {how}: "
+        f"{bound.differing:,} of {bound.numel:,} values, {far}"
+    )
 
 
 def certificate(

@@ -10,6 +10,7 @@ A rounded output says of each tensor how far it is from its source.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -40,6 +41,7 @@ class Bound:
     """How far one tensor is from its source; the numbers are those of `moetool.proof.diff`.
 
     ``rounded`` is true where every value is the source's, rounded to the type that is stored.
+    ``max_abs`` and ``rel_rms`` are None where a value became infinite or NaN: JSON has neither.
     """
 
     name: str
@@ -48,8 +50,8 @@ class Bound:
     rounded: bool
     numel: int
     differing: int
-    max_abs: float
-    rel_rms: float
+    max_abs: float | None
+    rel_rms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,11 @@ def _bound(source: Weights, output: Weights, slot: Slot) -> Bound:
         rounded = rounded and _is_nearest(x, y, torch_dtype(right.dtype))
     found = sums.numbers(columns(left))
     return Bound(left.name, left.dtype.label, right.dtype.label, rounded, found.numel,
-                 found.differing, found.max_abs, found.rel_rms)  # fmt: skip
+                 found.differing, _finite(found.max_abs), _finite(found.rel_rms))  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _is_nearest(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> bool:
