@@ -17,14 +17,16 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from moetool.convert.stream import torch_dtype
+from moetool.errors import DigestMismatch
 from moetool.proof.diff.numbers import columns, paired, sums_of, values
+from moetool.proof.identity import digest_leaf
 
 if TYPE_CHECKING:
     import torch
 
     from moetool.arch.schema import Slot
     from moetool.proof.canonical import Weights
-    from moetool.proof.identity import Identity
+    from moetool.proof.identity import Identity, Leaf
 
 
 class Verdict(Enum):
@@ -73,6 +75,7 @@ def compare(
     """Judge an output by both identities; only tensors that differ are read once more.
 
     Raises:
+        DigestMismatch: a tensor does not read the same twice.
         ReadFailed, TruncatedFile: the machine could not read, or a file has shrunk.
     """
     reasons = tuple(_reasons(before, after))
@@ -85,7 +88,13 @@ def compare(
     ours, theirs = before.by_slot, after.by_slot
     differing = [slot for slot, leaf in ours.items() if leaf.sha256 != theirs[slot].sha256]
     bounds, done = [], 0
-    for slot, bound in source.map(lambda slot: _bound(source, output, slot), differing):
+
+    def bounded(slot: Slot) -> Bound:
+        for weights, leaf in ((source, ours[slot]), (output, theirs[slot])):
+            _refuse_unsteady(weights, slot, leaf)
+        return _bound(source, output, slot)
+
+    for slot, bound in source.map(bounded, differing):
         bounds.append(bound)
         done += source.info(slot).nbytes
         progress(done, bound.name)
@@ -106,6 +115,20 @@ def _reasons(before: Identity, after: Identity) -> Iterator[str]:
             yield f"{slot} is {ours[slot].shape} in the source, {theirs[slot].shape} in the output"
 
 
+def _refuse_unsteady(weights: Weights, slot: Slot, leaf: Leaf) -> None:
+    """Read a tensor once more: a bit that changed on its way would be taken for rounding.
+
+    Raises:
+        DigestMismatch: it is not what it was.
+    """
+    if not digest_leaf(weights, slot, fast=True).agrees(leaf):
+        raise DigestMismatch(
+            f"{leaf.name} does not read the same twice",
+            where=str(weights.path),
+            hint="the disk, the cable or the memory is not sound; run the same command again",
+        )
+
+
 def _bound(source: Weights, output: Weights, slot: Slot) -> Bound:
     left, right = source.info(slot), output.info(slot)
     sums, rounded = sums_of(left, right), True
@@ -113,6 +136,8 @@ def _bound(source: Weights, output: Weights, slot: Slot) -> Bound:
         sums.add(x, y)
         rounded = rounded and _is_nearest(x, y, torch_dtype(right.dtype))
     found = sums.numbers(columns(left))
+    # Digests that differ without a value that does: zeros of another sign, which no rounding makes.
+    rounded = rounded and bool(found.differing or found.nan_b)
     return Bound(left.name, left.dtype.label, right.dtype.label, rounded, found.numel,
                  found.differing, _finite(found.max_abs), _finite(found.rel_rms))  # fmt: skip
 

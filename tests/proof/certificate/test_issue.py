@@ -159,3 +159,37 @@ def test_the_same_work_has_the_same_record(small_tensors, write_release, convert
         records.append((out / CERTIFICATE).read_bytes())
     assert records[0] == records[1]
     assert json.loads(records[0])["verdict"] == "EQUAL"
+
+
+@pytest.mark.parametrize("dtype", ["keep", "f16"])
+def test_a_source_that_does_not_read_the_same_twice(
+    dtype, small_tensors, write_release, convert, monkeypatch, tmp_path
+):
+    """A bit that changes on its way into the identity is no rounding: exit 3, no output."""
+    from moetool.proof.canonical import Weights
+
+    plain, count = Weights.read, {"n": 0}
+
+    def read(self, slot):
+        for block in plain(self, slot):
+            if str(slot) == "layers.0 expert 1 w1" and not count["n"]:
+                count["n"] += 1
+                changed = bytearray(block)
+                changed[7] ^= 4
+                yield changed
+            else:
+                yield block
+
+    monkeypatch.setattr(Weights, "read", read)
+    with pytest.raises(DigestMismatch, match="twice"):
+        convert(write_release("raw", small_tensors), dtype=dtype)
+    assert count["n"] == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_zeros_of_another_sign_are_no_rounding(small_tensors, write_release):
+    """No value differs, and yet it is not what was there."""
+    small_tensors[W1][0, 0] = 0.0
+    source = write_release("raw", small_tensors)
+    small_tensors[W1][0, 0] = -0.0
+    assert certify(source, write_release("other", small_tensors)).verdict is Verdict.DIFFERENT
