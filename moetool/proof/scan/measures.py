@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from moetool.proof.scan.subjects import Item
     from moetool.tensors import Buffer
 
-PIECE = 1 << 20  # bytes looked at at once; with their f32 they stay in a cache
+PIECE = 1 << 19  # bytes looked at at once; with their f32 they stay in a cache
 BLOCK = 128
 # A vector, or a tensor of very many or very long rows, is measured in rows of its flat values, so
 # that what is kept and held stays small whatever a header says.
