@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +37,7 @@ KINDS = {
 }
 
 
-def timed(command: list[str], made: Path) -> tuple[float, float, int]:
+def timed(command: list[str], made: Path | None = None) -> tuple[float, float, int]:
     """Wall seconds, CPU seconds and peak resident bytes of a command; what it made is removed."""
     os.sync()  # what the one before left unwritten must not be paid for by this one
     began = time.perf_counter()
@@ -45,7 +46,8 @@ def timed(command: list[str], made: Path) -> tuple[float, float, int]:
     if status:
         sys.exit(f"{command} failed")
     wall = time.perf_counter() - began
-    shutil.rmtree(made) if made.is_dir() else made.unlink()
+    if made is not None:
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
@@ -60,6 +62,13 @@ def make_raw(out: Path, n_layers: int) -> None:
     args = replace(GEOMETRIES["8x7b"], n_layers=n_layers)
     source = random_source(args, 0, read_tokenizer(find_fixture().directory))
     prepare(source, find_target("pth", "mistral"), out).run()
+
+
+def make_apart(make: Callable[..., None], *args: object) -> None:
+    """Make something in a process of its own: what this one holds counts as its children's peak."""
+    making = get_context("spawn").Process(target=make, args=args)
+    making.start()
+    making.join()
 
 
 def forget(path: Path) -> None:
@@ -96,12 +105,7 @@ def main() -> None:
     found: dict[str, list[tuple[float, float, float, float, int]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=options.where) as name:
         folder = Path(name)
-        # In its own process: what this one holds would count as the peak of its children.
-        making = get_context("spawn").Process(
-            target=make_raw, args=(folder / "raw", options.layers)
-        )
-        making.start()
-        making.join()
+        make_apart(make_raw, folder / "raw", options.layers)
         weights = folder / "raw" / "consolidated.00.pth"
         gigabytes = weights.stat().st_size / 1e9
         print(f"{gigabytes:.2f} GB, {options.layers} layers, in {options.where}", flush=True)

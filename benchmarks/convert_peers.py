@@ -21,8 +21,9 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
+
+from convert import make_apart
 
 TRANSFORMERS = """
 import sys, torch
@@ -97,9 +98,7 @@ def main() -> None:
     found: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=options.where) as name:
         folder = Path(name)
-        making = get_context("spawn").Process(target=make, args=(folder, options.layers))
-        making.start()
-        making.join()
+        make_apart(make, folder, options.layers)
         gigabytes = (folder / "raw" / "consolidated.00.pth").stat().st_size / 1e9
         print(f"{gigabytes:.2f} GB, {options.layers} layers", flush=True)
         for _ in range(options.rounds):

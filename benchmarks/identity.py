@@ -19,10 +19,9 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-from convert import forget, make_raw
+from convert import forget, make_apart, make_raw, timed
 
 LAYOUTS = {
     "mistral": [],
@@ -60,17 +59,6 @@ def sha256_of_as_much(nbytes: int) -> float:
     return time.perf_counter() - began
 
 
-def timed(command: list[str]) -> tuple[float, float, int]:
-    """Wall seconds, CPU seconds and peak resident bytes of a command."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{command} failed")
-    wall = time.perf_counter() - began
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
-
-
 def main() -> None:
     """Print a line for each layout and round, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -82,12 +70,7 @@ def main() -> None:
     found: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=options.where) as name:
         folder = Path(name)
-        # In its own process: what this one holds would count as the peak of its children.
-        making = get_context("spawn").Process(
-            target=make_raw, args=(folder / "mistral", options.layers)
-        )
-        making.start()
-        making.join()
+        make_apart(make_raw, folder / "mistral", options.layers)
         for layout in options.layouts:
             if layout != "mistral":
                 words = ["convert", str(folder / "mistral"), "--out", str(folder / layout), "-q",

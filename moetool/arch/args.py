@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -86,9 +87,32 @@ class ModelArgs:
         experts = self.n_layers * self.n_experts_per_tok * self.n_params_expert_layer
         return self.n_params_shared + experts
 
+    @property
+    def maths(self) -> dict[str, object]:
+        """The hyperparameters that change what is computed; floats as the f32 that GGUF keeps."""
+        return {
+            "dim": self.dim,
+            "head_dim": self.head_dim,
+            "hidden_dim": self.hidden_dim,
+            "n_experts": self.n_experts,
+            "n_experts_per_tok": self.n_experts_per_tok,
+            "n_heads": self.n_heads,
+            "n_kv_heads": self.n_kv_heads,
+            "n_layers": self.n_layers,
+            "norm_eps_f32": _f32(self.norm_eps),
+            "rope_theta_f32": _f32(self.rope_theta),
+            "sliding_window": self.sliding_window or 0,
+            "vocab_size": self.vocab_size,
+        }
+
     def kv_cache_nbytes(self, n_tokens: int, type_size: int = 2) -> int:
         """The bytes that keys and values of ``n_tokens`` take."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * type_size * n_tokens
+
+
+def _f32(value: float) -> str:
+    """The bits of the nearest f32, as hex digits: one spelling for 1e-5 and 0.000009999999747."""
+    return struct.pack(">f", value).hex()
 
 
 def validate(args: ModelArgs) -> ModelArgs:

@@ -113,6 +113,7 @@ class Writer:
         self._tokenizer = opened.speaking()
         self._prompt = self._tokenizer.encode(prompt)
         self.text, self.tokens, self.stopped = "", list[int](), "length"
+        self._shown = 0
 
     def write(self, max_tokens: int, sampling: Sampling, measured: Pace) -> Iterator[str]:
         """Yield what is certain; `text`, `tokens` and `stopped` say what it came to."""
@@ -134,8 +135,6 @@ class Writer:
             self.text += stream.flush()
             self._cut()
         yield self.text[self._shown :]
-
-    _shown = 0
 
     def _certain(self) -> Iterator[str]:
         longest = max(map(len, self._stops), default=1)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from moetool.arch.recognize import Recognized, recognize
@@ -127,24 +127,27 @@ def open_weights(path: Path) -> Iterator[Weights]:
 
 
 def see(checkpoint: FileCheckpoint, recognized: Recognized) -> Weights:
-    """The canonical form of a checkpoint that is open and recognised.
+    """The canonical form of the tensors in a recognised layout, which may be a part of a model.
 
     Raises:
         Refused: values are stored in a type that is not decoded.
     """
-    strange = sorted(
-        {info.dtype.label for info in checkpoint.catalog.tensors.values()}
-        - {dtype.label for dtype in FLOATS}
-    )
+    layout, args = recognized.layout, recognized.args
+    infos = {name: checkpoint.catalog.tensors[name] for name in layout}
+    strange = sorted({info.dtype.label for info in infos.values() if info.dtype not in FLOATS})
     if strange:
         raise Refused(
             f"holds {', '.join(strange)}, whose values are not the model's own",
             where=str(checkpoint.path),
             hint="give the checkpoint that it was made from (f32, f16 or bf16)",
         )
-    args = recognized.args
-    raw = expand(recognized.architecture.raw, args)
-    steps = derive_steps(checkpoint.catalog, recognized.layout, raw, args)
+    held = {cell.slot for stored in layout.values() for cell in stored.cells}
+    raw = {
+        name: stored
+        for name, stored in expand(recognized.architecture.raw, args).items()
+        if stored.cells[0].slot in held
+    }
+    steps = derive_steps(replace(checkpoint.catalog, tensors=infos), layout, raw, args)
     slots = [stored.cells[0].slot for stored in raw.values()]
     return Weights(checkpoint, recognized, dict(zip(slots, steps, strict=True)))
 

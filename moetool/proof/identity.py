@@ -13,7 +13,6 @@ the fast root: it tells accidents apart, and nobody's intent.
 from __future__ import annotations
 
 import hashlib
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ def identify(
         progress(done, leaf.name)
     leaves = {slot: leaves[slot] for slot in weights.steps}
     args, catalog = weights.recognized.args, weights.checkpoint.catalog
-    settings = maths(args)
+    settings = args.maths
     return Identity(
         path=weights.path,
         layout=weights.recognized.convention.name,
@@ -192,32 +191,9 @@ def leaf_data(name: str, dtype: str, shape: tuple[int, ...], digest: str) -> byt
     return "\n".join(["moetool-leaf-1", name, dtype, "x".join(map(str, shape)), digest]).encode()
 
 
-def maths(args: ModelArgs) -> dict[str, object]:
-    """The hyperparameters that change what is computed; floats as the f32 that GGUF keeps."""
-    return {
-        "dim": args.dim,
-        "head_dim": args.head_dim,
-        "hidden_dim": args.hidden_dim,
-        "n_experts": args.n_experts,
-        "n_experts_per_tok": args.n_experts_per_tok,
-        "n_heads": args.n_heads,
-        "n_kv_heads": args.n_kv_heads,
-        "n_layers": args.n_layers,
-        "norm_eps_f32": _f32(args.norm_eps),
-        "rope_theta_f32": _f32(args.rope_theta),
-        "sliding_window": args.sliding_window or 0,
-        "vocab_size": args.vocab_size,
-    }
-
-
 def maths_data(settings: Mapping[str, object]) -> bytes:
     """What ``maths_sha256`` is the digest of: a ``name=value`` line each, sorted by name."""
     return "".join(f"{name}={settings[name]}\n" for name in sorted(settings)).encode()
-
-
-def _f32(value: float) -> str:
-    """The bits of the nearest f32, as hex digits: one spelling for 1e-5 and 0.000009999999747."""
-    return struct.pack(">f", value).hex()
 
 
 def _rows(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from moetool.arch.schema import Role, Slot
 from moetool.arch.summary import collapse
-from moetool.proof.identity import maths
 from moetool.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def collapsed(names: Iterable[str], weights: Weights) -> list[tuple[str, int]]:
 
 def _settings(a: Weights, b: Weights) -> Iterator[Setting]:
     left, right = a.recognized.args, b.recognized.args
-    there, here = maths(left), maths(right)
+    there, here = left.maths, right.maths
     for name in there:
         if there[name] != here[name]:
             field = name.removesuffix("_f32")

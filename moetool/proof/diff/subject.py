@@ -6,7 +6,7 @@ else. Here it is what is asked about: the tensors that fit are compared, the oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from moetool.arch.families import by_names
 from moetool.arch.recognize import ARCHITECTURES, Recognized, match_names, read_args, recognize
 from moetool.arch.schema import Slot, expand
-from moetool.convert.plan import FLOATS, derive_steps
-from moetool.errors import InconsistentCheckpoint, Refused, UnknownConvention
+from moetool.errors import InconsistentCheckpoint, UnknownConvention
 from moetool.formats import open_checkpoint
 from moetool.proof.canonical import Weights, see
 
@@ -101,10 +100,9 @@ def _see_partly(
     fitting = {n: s for n, s in layout.items() if n in known and known[n].shape == s.shape}
     if len(fitting) * 2 < len(layout):
         raise error
-    _refuse_blocks(fitting, catalog, checkpoint.path)
     absent = [name for name in layout if name not in known]
     return Subject(
-        _weights_of(checkpoint, replace(found, layout=fitting)),
+        see(checkpoint, replace(found, layout=fitting)),
         missing=tuple(cell.slot for name in absent for cell in layout[name].cells),
         unexpected=strangers + tuple(name for name in known if name not in layout),
         misfits=tuple(
@@ -127,27 +125,3 @@ def _expected(
         raise error from None
     args = read_args(catalog, directory, raw=convention.name.startswith("mistral"))
     return Recognized(architecture, convention, args, expand(convention, args))
-
-
-def _weights_of(checkpoint: FileCheckpoint, found: Recognized) -> Weights:
-    """The canonical form of the tensors that are in the layout, as `see` gives it of all."""
-    infos = {name: checkpoint.catalog.tensors[name] for name in found.layout}
-    held = {cell.slot for stored in found.layout.values() for cell in stored.cells}
-    raw = expand(found.architecture.raw, found.args)
-    target = {name: stored for name, stored in raw.items() if stored.cells[0].slot in held}
-    catalog = replace(checkpoint.catalog, tensors=infos)
-    steps = derive_steps(catalog, found.layout, target, found.args)
-    slots = [stored.cells[0].slot for stored in target.values()]
-    return Weights(checkpoint, found, dict(zip(slots, steps, strict=True)))
-
-
-def _refuse_blocks(names: Iterable[str], catalog: Catalog, path: Path) -> None:
-    """Refuse types that are not decoded, as for a whole checkpoint.
-
-    Raises:
-        Refused: with the types.
-    """
-    strange = {catalog.tensors[name].dtype for name in names} - FLOATS
-    if strange:
-        labels = ", ".join(sorted(dtype.label for dtype in strange))
-        raise Refused(f"holds {labels}, whose values are not the model's own", where=str(path))
