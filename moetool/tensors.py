@@ -93,6 +93,12 @@ class TensorInfo:
         """The bytes of the stored form."""
         return self.dtype.nbytes(self.numel)
 
+    @property
+    def row_nbytes(self) -> int:
+        """The bytes of a row, which is the last axis; a row of a vector is one value."""
+        columns = self.shape[-1] if len(self.shape) > 1 else 1
+        return max(self.dtype.nbytes(columns), 1)  # a quantised vector's value has less than a byte
+
 
 @dataclass(frozen=True, slots=True)
 class Catalog:

@@ -83,10 +83,7 @@ def locate_in(
 
 def _rows(info: TensorInfo, stored: StoredTensor | None, first: int, last: int) -> list[Location]:
     """The matrices of a tensor that its bytes ``first:last`` touch."""
-    columns = info.shape[-1] if len(info.shape) > 1 else 1
-    # A quantised row takes whole blocks; a row of a vector is one element.
-    row_nbytes = max(info.dtype.nbytes(columns), 1)
-    start, stop = first // row_nbytes, -(-last // row_nbytes)
+    start, stop = first // info.row_nbytes, -(-last // info.row_nbytes)
     if stored is None:
         return [Location(info.name, info.name, start, stop)]
     return [_clip(info.name, cell, start, stop) for cell in stored.cells if _hit(cell, start, stop)]

@@ -67,9 +67,9 @@ class HashedFile:
         """Nothing that is hashed has holes."""
         raise MoetoolError(f"a hole of {nbytes} bytes", where=str(self.path))
 
-    def feed(self, digest: xxhash.xxh3_128, content: Buffer) -> None:
-        """Update a digest of the caller's, behind its back."""
-        self._lanes.xxh3.put(digest.update, content)
+    def feed(self, update: Callable[[Buffer], None], content: Buffer) -> None:
+        """Have the caller's own digests take bytes, behind its back."""
+        self._lanes.xxh3.put(update, content)
 
     def kept_bytes(self, nbytes: int) -> Iterator[Buffer]:
         """Read from the front that was kept, from the position on, what a tensor has there."""

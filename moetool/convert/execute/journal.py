@@ -22,6 +22,7 @@ import xxhash
 
 from moetool.convert.casts import CastCount, TensorCast
 from moetool.convert.execute.checked_source import SourceRange
+from moetool.convert.execute.row_blocks import RowBlocks
 from moetool.durable import write_durably
 from moetool.formats.output import refusals
 
@@ -51,11 +52,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A written tensor: XXH3-128 of the source bytes it was made of, and of its own."""
+    """A written tensor: XXH3-128 of the source bytes it was made of, and of its own.
+
+    ``blocks`` are digests of its rows, so that damage can be placed in it.
+    """
 
     name: str
     source_xxh3_128: str
     xxh3_128: str
+    blocks: RowBlocks
     cast: TensorCast | None = None
 
 
@@ -182,4 +187,5 @@ def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _tensor(fields: Mapping[str, Any]) -> TensorRecord:
     cast = fields["cast"]
     made = TensorCast(**{**cast, "count": CastCount(**cast["count"])}) if cast else None
-    return TensorRecord(**{**fields, "cast": made})
+    blocks = RowBlocks(fields["blocks"]["rows"], tuple(fields["blocks"]["xxh3_64"]))
+    return TensorRecord(**{**fields, "blocks": blocks, "cast": made})

@@ -2,7 +2,8 @@
 
 Digests of the files settle whether they are whole, fingerprints of the tensors where they are not.
 A tensor's two fingerprints are XXH3-128 of the source's bytes it was made of, in the order of the
-plan, and of its own; they are equal where the bytes were copied. Where values were cast, it says
+plan, and of its own; they are equal where the bytes were copied. Blocks of rows have an XXH3-64
+each, by which `verify` places a damaged byte. Where values were cast, it says
 how many were changed. Nothing in it depends on when or where it was written. The last line is the
 SHA-256 of all lines before it.
 """
@@ -13,9 +14,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, cast
 
 from moetool import __version__
+from moetool.convert.execute.row_blocks import spans
 from moetool.convert.execute.seal import read_sealed, sealed
 from moetool.errors import BadHeader
 from moetool.extents import Claim, Digest, Extent
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from moetool.convert.casts import TensorCast
     from moetool.convert.execute.journal import ShardRecord, SourceFile, Work
     from moetool.convert.plan import Plan
-    from moetool.tensors import Catalog
+    from moetool.tensors import Catalog, TensorInfo
 
 MANIFEST = "moetool-manifest.json"
 SCHEMA, VERSION = "moetool.manifest", 1
@@ -53,6 +56,7 @@ def build(
             "source": list(dict.fromkeys(part.source for part in step.parts)),
             "source_xxh3_128": tensor.source_xxh3_128,
             "xxh3_128": tensor.xxh3_128,
+            "blocks": {"rows": tensor.blocks.rows, "xxh3_64": " ".join(tensor.blocks.xxh3_64)},
             **({"cast": _cast(tensor.cast)} if tensor.cast else {}),
         }
     files = {
@@ -135,16 +139,23 @@ class Manifest:
             yield f"source   NOT COVERED  the source came from torrent {hashes}: {made}"
 
     def claims(self, folder: Path, catalogs: Sequence[Catalog]) -> Iterator[Claim]:
-        """A claim for each file, and one for each tensor that the headers still place."""
+        """A claim for each file, and for the blocks of each tensor that the headers still place."""
         for name, entry in self.files.items():
             extent = Extent(folder / name, 0, int(entry["nbytes"]))
             yield Claim((extent,), Digest("sha256", entry["sha256"]), "manifest")
         for catalog in catalogs:
             for name, extent in catalog.extents.items():
                 entry = self.tensors.get(name, {})
-                if entry.get("file") == extent.path.name and extent.nbytes:
-                    digest = Digest("xxh3_128", entry["xxh3_128"])
-                    yield Claim((extent,), digest, f"manifest#{name}")
+                if entry.get("file") == extent.path.name:
+                    yield from _block_claims(extent, catalog.tensors[name], entry["blocks"])
+
+
+def _block_claims(extent: Extent, info: TensorInfo, blocks: Mapping[str, Any]) -> Iterator[Claim]:
+    """A claim for each block of rows of a tensor; one of which nothing is said matches nothing."""
+    digests = chain(blocks["xxh3_64"].split(), repeat(""))
+    for (start, nbytes), digest in zip(spans(info, blocks["rows"]), digests, strict=False):
+        block = Extent(extent.path, extent.offset + start, nbytes)
+        yield Claim((block,), Digest("xxh3_64", digest), f"manifest#{info.name}")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -160,6 +171,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     match table:
         case {"schema": "moetool.manifest", "version": 1, "files": dict(), "tensors": dict()}:
             _check_names(table["files"], where)
+            _check_tensors(table["tensors"], where)
             source, tool = _source(table.get("source")), str(table.get("tool"))
             return Manifest(table["files"], table["tensors"], source, tool)
     raise BadHeader("is no manifest of a version that is known", where=where)
@@ -173,6 +185,14 @@ def _check_names(files: Mapping[str, object], where: str) -> None:
             ):
                 continue
         raise BadHeader(f"says {entry!r} of the file {name!r}", where=where)
+
+
+def _check_tensors(tensors: Mapping[str, object], where: str) -> None:
+    for name, entry in tensors.items():
+        match entry:
+            case {"file": str(), "blocks": {"rows": int(rows), "xxh3_64": str()}} if rows > 0:
+                continue
+        raise BadHeader(f"says {entry!r} of the tensor {name!r}", where=where)
 
 
 def _cast(cast: TensorCast) -> dict[str, object]:

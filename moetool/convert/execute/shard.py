@@ -22,6 +22,7 @@ import xxhash
 from moetool.convert.execute.hashed_file import HashedFile
 from moetool.convert.execute.journal import Mark, ShardRecord, TensorRecord
 from moetool.convert.execute.read_back import read_back
+from moetool.convert.execute.row_blocks import RowBlocksHash
 from moetool.convert.stream import stream
 from moetool.durable import sync_folder
 from moetool.errors import Mismatch, NoRoomOnDisk, SystemFault
@@ -34,14 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from moetool.convert.casts import CastAccount
+    from moetool.convert.casts import CastAccount, TensorCast
     from moetool.convert.execute.checked_source import CheckedSource, SourceRange
     from moetool.convert.execute.journal import Journal
     from moetool.convert.execute.lanes import Lanes
     from moetool.convert.plan import Shard, Step
-    from moetool.tensors import Buffer
+    from moetool.tensors import Buffer, TensorInfo
 
-_Fresh = Sequence[tuple[TensorRecord, "xxhash.xxh3_128"]]
 
 MARK_NBYTES = 256 << 20  # a second of a slow disk: what an interruption costs at most
 
@@ -106,7 +106,7 @@ class _Draft:
         self._desk, self._file_name, self._file = desk, file_name, file
         self._entered = list(marks)
         self._begun_at = marks[-1].position if marks else 0  # where the mark that comes next begins
-        self._fresh: list[tuple[TensorRecord, xxhash.xxh3_128]] = []
+        self._fresh: list[_Fresh] = []
         self._fresh_ranges: list[SourceRange] = []
 
     def fill(self, shard: Shard, metadata: Mapping[str, object]) -> None:
@@ -117,12 +117,12 @@ class _Draft:
         for info in infos[:n_kept]:
             sink.write(info.name, self._file.kept_bytes(info.nbytes))
         for step in shard.steps[n_kept:]:
-            digest = xxhash.xxh3_128()
+            fresh = _Fresh(step.target)
             self._desk.source.begin(fingerprint=not step.is_copy)
-            sink.write(step.target.name, self._made(step, digest))
-            ranges, source = self._desk.source.end()
-            cast = self._desk.casts.tensors.get(step.target.name)
-            self._fresh.append((TensorRecord(step.target.name, source, "", cast), digest))
+            sink.write(step.target.name, self._made(step, fresh))
+            ranges, fresh.source_xxh3_128 = self._desk.source.end()
+            fresh.cast = self._desk.casts.tensors.get(step.target.name)
+            self._fresh.append(fresh)
             self._fresh_ranges += ranges
             if self._file.position - self._begun_at >= self._desk.mark_nbytes:
                 self._file.sync(partial(self._mark, self._fresh, self._fresh_ranges))
@@ -139,36 +139,45 @@ class _Draft:
             self._file.position,
             self._file.sha256,
             self._file.xxh3_128,
-            (*tensors, *_settled(self._fresh)),
+            (*tensors, *(fresh.settled() for fresh in self._fresh)),
             (*ranges, *self._fresh_ranges),
         )
 
-    def _made(self, step: Step, digest: xxhash.xxh3_128) -> Iterator[Buffer]:
+    def _made(self, step: Step, fresh: _Fresh) -> Iterator[Buffer]:
         for chunk in stream(self._desk.source, step, self._desk.casts):
-            self._file.feed(digest, chunk)
+            self._file.feed(fresh.update, chunk)
             yield chunk
             self._desk.progress(memoryview(chunk).nbytes, self._file_name)
 
     def _mark(
-        self, fresh: _Fresh, ranges: Sequence[SourceRange], position: int, digest: str
+        self, fresh: Sequence[_Fresh], ranges: Sequence[SourceRange], position: int, digest: str
     ) -> None:
         last = self._entered[-1].xxh3_128 if self._entered else ""
-        mark = Mark(self._file_name, last, position, digest, _settled(fresh), tuple(ranges))
+        tensors = tuple(tensor.settled() for tensor in fresh)
+        mark = Mark(self._file_name, last, position, digest, tensors, tuple(ranges))
         self._desk.journal.add(mark)
         self._entered.append(mark)
 
 
-def _settled(fresh: _Fresh) -> tuple[TensorRecord, ...]:
-    """Tensors with their digests, once all was hashed."""
-    return tuple(
-        TensorRecord(
-            made.name,
-            made.source_xxh3_128 or digest.hexdigest(),  # a copy is its source
-            digest.hexdigest(),
-            made.cast,
-        )
-        for made, digest in fresh
-    )
+class _Fresh:
+    """A tensor that is being written, and its digests as they grow."""
+
+    def __init__(self, info: TensorInfo) -> None:
+        self._name = info.name
+        self._xxh3, self._blocks = xxhash.xxh3_128(), RowBlocksHash(info)
+        self.source_xxh3_128 = ""
+        self.cast: TensorCast | None = None
+
+    def update(self, content: Buffer) -> None:
+        """Hash the next bytes."""
+        self._xxh3.update(content)
+        self._blocks.update(content)
+
+    def settled(self) -> TensorRecord:
+        """What is known of the tensor, once all was hashed."""
+        digest = self._xxh3.hexdigest()
+        source = self.source_xxh3_128 or digest  # a copy is its source
+        return TensorRecord(self._name, source, digest, self._blocks.finish(), self.cast)
 
 
 def digest_of(path: Path, nbytes: int) -> str:

@@ -1,7 +1,7 @@
 """The digests that we compute, all with the two methods of hashlib's objects.
 
 md5 sha1 sha256   hashlib          crc32            zlib-ng, as zip archives use it
-xxh3_128          xxhash           sha256-merkle    the tree of BEP 52
+xxh3_64 xxh3_128  xxhash           sha256-merkle    the tree of BEP 52
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ HASHES: dict[str, Callable[[], Hash]] = {
     "sha1": lambda: hashlib.sha1(usedforsecurity=False),
     "sha256": hashlib.sha256,
     "crc32": Crc32,
+    "xxh3_64": xxhash.xxh3_64,
     "xxh3_128": xxhash.xxh3_128,
     "sha256-merkle": Merkle,
 }

@@ -17,10 +17,12 @@ from moetool.convert.execute.journal import (
     Work,
     read_journal,
 )
+from moetool.convert.execute.row_blocks import RowBlocks
 
 WORK = Work("ab" * 32, (SourceFile("a.pth", 7, 8),), {"to": "gguf", "max_shard_nbytes": None})
 CAST = TensorCast("t", "f32", "f16", CastCount(4, 1, 0, 2, 0))
-TENSORS = (TensorRecord("t", "01", "02", CAST), TensorRecord("ü", "03", "03"))
+BLOCKS = RowBlocks(2, ("0a", "0b"))
+TENSORS = (TensorRecord("t", "01", "02", BLOCKS, CAST), TensorRecord("ü", "03", "03", BLOCKS))
 RANGES = (SourceRange("s", 0, 7, 0xFFFFFFFF),)
 SHARD = ShardRecord("x", 9, "aa", "bb", TENSORS, RANGES)
 FIRST = Mark("y", "", 5, "d1", TENSORS[:1], RANGES)

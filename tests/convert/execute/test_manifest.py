@@ -30,7 +30,14 @@ def test_it_says_what_is_there(convert, raw, tmp_path):
         assert set(table["tensors"]) == set(written.catalog.tensors)
         for name, entry in table["tensors"].items():
             assert entry["file"] == written.catalog.extents[name].path.name
-            assert entry["xxh3_128"] == xxhash.xxh3_128_hexdigest(written.read(name))
+            content = bytes(written.read(name))
+            assert entry["xxh3_128"] == xxhash.xxh3_128_hexdigest(content)
+            info, rows = written.catalog.tensors[name], entry["blocks"]["rows"]
+            step = rows * 2 * (info.shape[-1] if len(info.shape) > 1 else 1)
+            assert entry["blocks"]["xxh3_64"].split() == [
+                xxhash.xxh3_64_hexdigest(content[at : at + step])
+                for at in range(0, len(content), step)
+            ]
             if len(entry["source"]) == 1:
                 assert entry["source_xxh3_128"] == xxhash.xxh3_128_hexdigest(
                     source.read(entry["source"][0])
@@ -83,7 +90,14 @@ def test_each_byte_of_it_is_sealed(convert, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"version": 2}, {"files": {"../../x": {"nbytes": 1, "sha256": ""}}}, {"files": {"x": 1}}],
+    [
+        {"version": 2},
+        {"files": {"../../x": {"nbytes": 1, "sha256": ""}}},
+        {"files": {"x": 1}},
+        {"tensors": {"t": {"file": "x"}}},
+        {"tensors": {"t": {"file": "x", "blocks": {"rows": 0, "xxh3_64": ""}}}},
+        {"tensors": {"t": {"file": "x", "blocks": {"rows": 1, "xxh3_64": []}}}},
+    ],
 )
 def test_what_is_sealed_and_strange_is_refused(change, convert, tmp_path):
     """A seal anybody can make; names that leave the folder and versions unknown are no manifest."""
