@@ -24,6 +24,8 @@ from moetool.model.device import available_nbytes
 from moetool.tensors import Catalog, Checkpoint, DType, main_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from moetool.arch.recognize import Recognized
 
 RUNNABLE = {DType.F32, DType.F16, DType.BF16}
@@ -72,6 +74,9 @@ class WeightStore:
         tensor = self._held[name] = self._load(name)
         self._held_nbytes += tensor.nbytes
         return tensor
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Hear what is needed next; so far it is read when it is asked for."""
 
     def rows(self, name: str, index_T: torch.Tensor) -> torch.Tensor:
         """Take rows of a tensor; one that is not resident is not read whole for a few of them."""

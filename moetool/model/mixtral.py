@@ -17,14 +17,14 @@ logits. Sources: "Mixtral of Experts", arXiv 2401.04088; mistralai/mistral-infer
 src/mistral_inference/{transformer_layers,moe,rope}.py.
 
 Weights come by name from anything that is a `Weights`: whether they are resident or read from
-disk for every call is not known here. Each is asked for once in a call, whatever the number of
-tokens, so that a prompt costs one pass over the file.
+disk for every call is not known here. All sequences of a call go through a layer before the next
+one is touched, and each weight is asked for once in a call, whatever the number of tokens: so any
+number of prompts costs one pass over the file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -32,13 +32,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moetool.errors import UsageFault
+from moetool.model.cache import Cache, Place, in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from moetool.arch.args import ModelArgs
 
 SWIGLU = ("w1", "w2", "w3")
+ATTENTION = ("wq", "wk", "wv", "wo")
+NORMS = ("attention_norm", "ffn_norm")
+CHUNK = (
+    2048  # rows in a matrix product at a time: bounds what 32 k tokens take besides their stream
+)
+MANY = 32  # rows of which it may be taken for certain that every expert gets some
 LOGIT_ROWS = 256  # rows of `output` in float32 at a time: 4 MiB at dim 4096 stay in a CPU cache
 
 
@@ -61,6 +68,10 @@ class Weights(Protocol):
 
     def rows(self, name: str, index_T: Tensor) -> Tensor:
         """Some rows of a tensor of which no more may be in memory."""
+        ...
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Hear what will be asked for next, in this order, so that it can be read ahead."""
         ...
 
 
@@ -87,38 +98,6 @@ class Routing:
     logits_TE: Tensor
     experts_TA: Tensor
     weights_TA: Tensor
-
-
-@dataclass(slots=True)
-class Cache:
-    """Keys and values of the positions seen so far; room for all C is taken at the start."""
-
-    keys_LKCH: Tensor
-    values_LKCH: Tensor
-    cos_CP: Tensor
-    sin_CP: Tensor
-    length: int = 0
-
-    @property
-    def room(self) -> int:
-        """How many positions there can be."""
-        return self.cos_CP.shape[0]
-
-    def extend(self, n_tokens: int) -> None:
-        """Count ``n_tokens`` more positions as seen.
-
-        Raises:
-            UsageFault: there is no room for so many.
-        """
-        if self.length + n_tokens > self.room:
-            raise UsageFault(
-                f"the cache has {self.room} positions, {self.length} taken, {n_tokens} to come"
-            )
-        self.length += n_tokens
-
-    def rewind(self, length: int) -> None:
-        """Forget all positions from ``length`` on."""
-        self.length = min(self.length, length)
 
 
 class Transformer:
@@ -153,31 +132,44 @@ class Transformer:
         """Read tokens behind those in the cache; return their last hidden states ``[T, D]``."""
         return self.hidden_of([tokens_T], [cache], probe)[0]
 
-    @torch.inference_mode()
     def hidden_of(
         self, pieces: Sequence[Tensor], caches: Sequence[Cache], probe: Probe | None = None
     ) -> list[Tensor]:
-        """Read pieces, each as `hidden` alone would, in one pass over the weights.
+        """Read pieces of one or more sequences in one pass over the weights.
 
         Each piece stands behind what its cache holds; pieces of one cache stand one behind the
-        other. A position needs of those before it their keys and values in the same layer, no more:
-        so all pieces go through a layer before the next layer is touched.
+        other. A position needs of those before it their keys and values in the same layer, no more.
 
         Raises:
             UsageFault: a cache has no room for so many.
         """
-        starts = {id(cache): cache.length for cache in caches}
-        for piece_T, cache in zip(pieces, caches, strict=True):
-            cache.extend(len(piece_T))
-        embed = partial(self.weights.rows, "tok_embeddings.weight")
-        streams = [embed(piece_T).to(self.weights.dtype) for piece_T in pieces]
-        for layer in range(self.args.n_layers):
-            for cache in caches:
-                cache.rewind(starts[id(cache)])
-            for index, (h_TD, cache) in enumerate(zip(streams, caches, strict=True)):
-                streams[index] = self.block(layer, h_TD, cache, probe)
-                cache.extend(len(h_TD))
-        return streams
+        places = [cache.take(len(piece_T)) for piece_T, cache in zip(pieces, caches, strict=True)]
+        h_TD = self.embed(torch.cat(list(pieces)))
+        h_TD = self.through(range(self.args.n_layers), h_TD, places, probe)
+        return list(torch.split(h_TD, [len(place) for place in places]))
+
+    @torch.inference_mode()
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """The residual stream as it begins."""
+        return self.weights.rows("tok_embeddings.weight", tokens_T).to(self.weights.dtype)
+
+    @torch.inference_mode()
+    def through(
+        self, layers: range, h_TD: Tensor, places: Sequence[Place], probe: Probe | None = None
+    ) -> Tensor:
+        """Put rows through layers; ``places`` say where they stand, one behind the other."""
+        for layer in layers:
+            self.weights.expect(self._names(layer))
+            h_TD = self.attention(layer, h_TD, places)
+            if probe:
+                probe.hidden(layer, "attention", h_TD)
+            if len(h_TD) >= MANY:
+                self.weights.expect(self._expert_names(layer, range(self.args.n_experts)))
+                self.weights.expect(self._names(layer + 1) if layer + 1 in layers else ())
+            h_TD = self.experts(layer, h_TD, probe)
+            if probe:
+                probe.hidden(layer, "experts", h_TD)
+        return h_TD
 
     @torch.inference_mode()
     def logits(self, h_TD: Tensor) -> Tensor:
@@ -188,69 +180,84 @@ class Transformer:
         return torch.cat([linear(x_TD, block.float()) for block in blocks], dim=-1)
 
     @torch.inference_mode()
-    def block(self, layer: int, h_TD: Tensor, cache: Cache, probe: Probe | None = None) -> Tensor:
-        """Put the positions behind the cache's through one layer: attention, then experts.
-
-        Keys and values are written behind ``cache.length``, which the caller moves on.
-        """
-        h_TD = self.attention(layer, h_TD, cache)
-        if probe:
-            probe.hidden(layer, "attention", h_TD)
-        h_TD = self.experts(layer, h_TD, probe)
-        if probe:
-            probe.hidden(layer, "experts", h_TD)
-        return h_TD
-
-    @torch.inference_mode()
-    def attention(self, layer: int, h_TD: Tensor, cache: Cache) -> Tensor:
+    def attention(self, layer: int, h_TD: Tensor, places: Sequence[Place]) -> Tensor:
         """Add to the stream what its positions find in those before them."""
-        return h_TD + self._attention(layer, self._norm(layer, "attention_norm", h_TD), cache)
+        name = f"layers.{layer}.attention"
+        wq, wk, wv, wo = (self.weights[f"{name}.{w}.weight"] for w in ATTENTION)
+        streams: list[Tensor] = []
+        at = 0
+        for chunk in in_chunks(places, CHUNK):
+            sizes = [len(place) for place in chunk]
+            here_TD = h_TD[at : at + sum(sizes)]
+            x_TD = self._norm(layer, "attention_norm", here_TD)
+            cos_TP = torch.cat([place.cos for place in chunk])
+            sin_TP = torch.cat([place.sin for place in chunk])
+            q_TNH = torch.split(rotate(self._heads(x_TD, wq), cos_TP, sin_TP), sizes)
+            k_TKH = torch.split(rotate(self._heads(x_TD, wk), cos_TP, sin_TP), sizes)
+            v_TKH = torch.split(self._heads(x_TD, wv), sizes)
+            found_TNH = [
+                attend(q, *place.remember(layer, k, v), self.args.sliding_window)
+                for place, q, k, v in zip(chunk, q_TNH, k_TKH, v_TKH, strict=True)
+            ]
+            streams.append(here_TD + linear(torch.cat(found_TNH).flatten(1), wo))
+            at += sum(sizes)
+        return torch.cat(streams)
 
     @torch.inference_mode()
     def experts(self, layer: int, h_TD: Tensor, probe: Probe | None = None) -> Tensor:
-        """Add to the stream what the experts make of each position."""
-        return h_TD + self._feed_forward(layer, self._norm(layer, "ffn_norm", h_TD), probe)
+        """Add to the stream what the experts make of each position.
 
-    def _norm(self, layer: int, name: str, h_TD: Tensor) -> Tensor:
-        return rms_norm(h_TD, self.weights[f"layers.{layer}.{name}.weight"], self.args.norm_eps)
-
-    def _attention(self, layer: int, x_TD: Tensor, cache: Cache) -> Tensor:
-        here = slice(cache.length, cache.length + len(x_TD))
-        cos_TP, sin_TP = cache.cos_CP[here], cache.sin_CP[here]
-        keys_KCH, values_KCH = cache.keys_LKCH[layer], cache.values_LKCH[layer]
-        q_TNH = rotate(self._heads(layer, "wq", x_TD), cos_TP, sin_TP)
-        keys_KCH[:, here] = rotate(self._heads(layer, "wk", x_TD), cos_TP, sin_TP).transpose(0, 1)
-        values_KCH[:, here] = self._heads(layer, "wv", x_TD).transpose(0, 1)
-        seen_KCH = keys_KCH[:, : here.stop], values_KCH[:, : here.stop]
-        out_TNH = attend(q_TNH, *seen_KCH, self.args.sliding_window)
-        return linear(out_TNH.flatten(1), self.weights[f"layers.{layer}.attention.wo.weight"])
-
-    def _heads(self, layer: int, name: str, x_TD: Tensor) -> Tensor:
-        rows = linear(x_TD, self.weights[f"layers.{layer}.attention.{name}.weight"])
-        return rows.view(len(x_TD), -1, self.args.head_dim)
-
-    def _feed_forward(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
-        """Choose and mix experts; a dense Mistral has one SwiGLU in their place."""
+        A dense Mistral has one SwiGLU in their place.
+        """
+        x_TD = self._norm(layer, "ffn_norm", h_TD)
         if self.args.n_experts:
-            return self._experts(layer, x_TD, probe)
-        name = f"layers.{layer}.feed_forward"
-        return swiglu(x_TD, *(self.weights[f"{name}.{w}.weight"] for w in SWIGLU))
+            return h_TD + self._mixture(layer, x_TD, probe)
+        matrices = [self.weights[name] for name in self._expert_names(layer, [None])]
+        return h_TD + torch.cat([swiglu(x, *matrices) for x in torch.split(x_TD, CHUNK)])
 
-    def _experts(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
-        name = f"layers.{layer}.feed_forward"
-        routing = route(x_TD, self.weights[f"{name}.gate.weight"], self.args.n_experts_per_tok)
+    def _mixture(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
+        gate_ED = self.weights[f"layers.{layer}.feed_forward.gate.weight"]
+        routing = route(x_TD, gate_ED, self.args.n_experts_per_tok)
         if probe:
             probe.routed(layer, routing)
+        chosen = sorted(set(routing.experts_TA.flatten().tolist()))
+        self.weights.expect(self._expert_names(layer, chosen))
         sum_TD = torch.zeros_like(x_TD, dtype=torch.float32)
-        for expert in sorted(set(routing.experts_TA.flatten().tolist())):
-            token, place = torch.where(routing.experts_TA == expert)
-            w1, w2, w3 = (self.weights[f"{name}.experts.{expert}.{w}.weight"] for w in SWIGLU)
-            y_SD = swiglu(x_TD[token], w1, w2, w3).float()
+        for expert in chosen:
+            token_S, place_S = torch.where(routing.experts_TA == expert)
+            w1, w2, w3 = (self.weights[name] for name in self._expert_names(layer, [expert]))
+            y_SD = torch.cat(
+                [swiglu(x_TD[rows], w1, w2, w3) for rows in torch.split(token_S, CHUNK)]
+            )
             if probe:
-                probe.expert(layer, expert, y_SD)
+                probe.expert(layer, expert, y_SD.float())
             # No token chooses an expert twice: each row gets one addend, in the order of experts.
-            sum_TD.index_add_(0, token, y_SD * routing.weights_TA[token, place, None])
+            weights_S1 = routing.weights_TA[token_S, place_S, None]
+            sum_TD.index_add_(0, token_S, y_SD.float() * weights_S1)
         return sum_TD.to(x_TD.dtype)
+
+    def _norm(self, layer: int, name: str, h_TD: Tensor) -> Tensor:
+        weight_D = self.weights[f"layers.{layer}.{name}.weight"]
+        return torch.cat(
+            [rms_norm(h, weight_D, self.args.norm_eps) for h in torch.split(h_TD, CHUNK)]
+        )
+
+    def _heads(self, x_TD: Tensor, w: Tensor) -> Tensor:
+        return linear(x_TD, w).view(len(x_TD), -1, self.args.head_dim)
+
+    def _names(self, layer: int) -> list[str]:
+        """What each token needs of a layer, in the order of need."""
+        name = f"layers.{layer}"
+        gate = [f"{name}.feed_forward.gate.weight"] if self.args.n_experts else []
+        dense = [] if self.args.n_experts else self._expert_names(layer, [None])
+        attention = [f"{name}.attention.{w}.weight" for w in ATTENTION]
+        return [*attention, *(f"{name}.{w}.weight" for w in NORMS), *gate, *dense]
+
+    def _expert_names(self, layer: int, experts: Iterable[int | None]) -> list[str]:
+        """The matrices of experts; None stands for the one of a dense model."""
+        name = f"layers.{layer}.feed_forward"
+        owners = [name if e is None else f"{name}.experts.{e}" for e in experts]
+        return [f"{owner}.{w}.weight" for owner in owners for w in SWIGLU]
 
 
 def linear(x_TI: Tensor, w_OI: Tensor) -> Tensor:

@@ -149,15 +149,31 @@ def test_a_prompt_may_come_in_pieces(load_model, some_tokens, splits):
     assert (torch.cat(parts) - whole).abs().max() < 1e-4 * whole.std()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pieces_in_one_pass_are_the_pieces_one_after_another(load_model, some_tokens, dtype):
-    model, pieces = load_model(dtype=dtype), some_tokens(40).split([20, 1, 1, 17, 1])
-    caches = [model.new_cache(48) for _ in range(2)]
-    together = model.hidden_of(pieces, [caches[0]] * len(pieces))
-    alone = [model.hidden(piece, caches[1]) for piece in pieces]
-    assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
-    assert torch.equal(caches[0].keys_LKCH, caches[1].keys_LKCH)
-    assert caches[0].length == caches[1].length == 40
+def test_sequences_advance_together_as_they_would_alone(load_model, some_tokens):
+    """Pieces of two sequences, one of them in several pieces, in one pass over the weights."""
+    model, tokens, others = load_model(), some_tokens(40), some_tokens(33, seed=3)
+    cache, other = model.new_cache(48), model.new_cache(48)
+    *pieces, last = tokens.split([20, 1, 1, 17, 1])
+    states = model.hidden_of([*pieces, others], [cache] * len(pieces) + [other])
+    *_, whole, beside = [*states, *model.hidden_of([last, others[:1]], [cache, other])]
+    assert (cache.length, other.length) == (40, 34)
+    alone = [model.new_cache(48), model.new_cache(48)]
+    expected = [model.hidden(tokens, alone[0]), model.hidden(others, alone[1])]
+    for found, right in zip([torch.cat([*states[:4], whole]), states[4]], expected, strict=True):
+        assert (found - right).abs().max() < 1e-5 * right.std()
+    assert (model.hidden(others[:1], alone[1]) - beside).abs().max() < 1e-5 * beside.std()
+    assert (cache.keys_LKCH - alone[0].keys_LKCH).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16])
+def test_long_prompts_go_in_chunks(load_model, some_tokens, monkeypatch, chunk):
+    """What bounds the memory changes the order of some sums and nothing else."""
+    model, tokens, others = load_model(), some_tokens(40), some_tokens(9, seed=3)
+    expected = model.hidden_of([tokens, others], [model.new_cache(40), model.new_cache(40)])
+    monkeypatch.setattr(mixtral, "CHUNK", chunk)
+    found = model.hidden_of([tokens, others], [model.new_cache(40), model.new_cache(40)])
+    for ours, right in zip(found, expected, strict=True):
+        assert (ours - right).abs().max() < 1e-5 * right.std()
 
 
 def test_a_rewound_cache_forgets(load_model, some_tokens):
@@ -178,6 +194,9 @@ def test_each_weight_is_asked_for_once_in_a_call(load_model, some_tokens, odd_ar
         def __getitem__(self, name):
             self.asked[name] += 1
             return model.weights[name]
+
+        def expect(self, names):
+            pass
 
         def rows(self, name, index):
             return model.weights.rows(name, index)

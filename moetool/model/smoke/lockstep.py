@@ -106,14 +106,13 @@ def run_lockstep(
 ) -> Lockstep:
     """Run both over the same tokens, B on A's stream; ``note`` gets each layer when it is done."""
     began, found = time.perf_counter(), _Comparison()
-    caches = [model.new_cache(len(tokens_T)) for model in (a, b)]
-    h_TD = a.weights.rows("tok_embeddings.weight", tokens_T).to(a.weights.dtype)
-    other = b.weights.rows("tok_embeddings.weight", tokens_T).to(a.weights.dtype)
+    places = [[model.new_cache(len(tokens_T)).take(len(tokens_T))] for model in (a, b)]
+    h_TD, other = a.embed(tokens_T), b.embed(tokens_T)
     found.add(None, "embeddings", h_TD, other)
     silent: list[tuple[int, int]] = []
     for layer in range(a.args.n_layers):
-        before, h_TD = h_TD, a.attention(layer, h_TD, caches[0])
-        found.add(layer, "attention", h_TD, b.attention(layer, before, caches[1]))
+        before, h_TD = h_TD, a.attention(layer, h_TD, places[0])
+        found.add(layer, "attention", h_TD, b.attention(layer, before, places[1]))
         seen, theirs = _Seen(), _Seen()
         before, h_TD = h_TD, a.experts(layer, h_TD, seen)
         after = b.experts(layer, before, theirs)

@@ -1,0 +1,95 @@
+"""Keys and values of the positions seen so far, and where the rows of a call stand among them.
+
+A name ends in its shape; the letters are those of mixtral.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moetool.errors import UsageFault
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(slots=True)
+class Cache:
+    """Keys and values of one sequence; room for all C positions is taken at the start."""
+
+    keys_LKCH: Tensor
+    values_LKCH: Tensor
+    cos_CP: Tensor
+    sin_CP: Tensor
+    length: int = 0
+
+    @property
+    def room(self) -> int:
+        """How many positions there can be."""
+        return self.cos_CP.shape[0]
+
+    def take(self, n_tokens: int) -> Place:
+        """Count ``n_tokens`` more positions as seen, and give their place.
+
+        Raises:
+            UsageFault: there is no room for so many.
+        """
+        start, stop = self.length, self.length + n_tokens
+        if stop > self.room:
+            raise UsageFault(
+                f"the cache has {self.room} positions, {start} taken, {n_tokens} to come"
+            )
+        self.length = stop
+        return Place(self, start, stop)
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions from ``length`` on."""
+        self.length = min(self.length, length)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Positions ``start:stop`` of a sequence, which rows of a call stand at."""
+
+    cache: Cache
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def cos(self) -> Tensor:
+        """The cosines of the rotary angles there, ``[T, P]``."""
+        return self.cache.cos_CP[self.start : self.stop]
+
+    @property
+    def sin(self) -> Tensor:
+        """The sines of the rotary angles there, ``[T, P]``."""
+        return self.cache.sin_CP[self.start : self.stop]
+
+    def remember(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values of a layer here; give all that these positions may look at."""
+        k_KCH, v_KCH = self.cache.keys_LKCH[layer], self.cache.values_LKCH[layer]
+        k_KCH[:, self.start : self.stop] = k_TKH.transpose(0, 1)
+        v_KCH[:, self.start : self.stop] = v_TKH.transpose(0, 1)
+        return k_KCH[:, : self.stop], v_KCH[:, : self.stop]
+
+    def cut(self, n: int) -> Iterator[Place]:
+        """The same positions, at most ``n`` at a time."""
+        for start in range(self.start, self.stop, n):
+            yield Place(self.cache, start, min(start + n, self.stop))
+
+
+def in_chunks(places: Iterable[Place], n: int) -> Iterator[list[Place]]:
+    """The same rows in the same order, at most ``n`` together."""
+    chunk: list[Place] = []
+    for part in (part for place in places for part in place.cut(n)):
+        if chunk and sum(map(len, chunk)) + len(part) > n:
+            yield chunk
+            chunk = []
+        chunk.append(part)
+    if chunk:
+        yield chunk
