@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -154,3 +155,11 @@ class LocalFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def drop_from_cache(extent: Extent) -> None:
+    """Ask the system to keep no copy of a range in memory; where it cannot, nothing is lost."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
+    with suppress(OSError), extent.path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)

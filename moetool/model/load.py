@@ -4,14 +4,20 @@
 
 So every layout arrives as the same bits, and there is one engine. One mechanism holds what fits:
 a budget in bytes, and the least recently used tensor leaves first. Resident is a budget that
-holds all.
+holds all. The model says what it will need next, and a thread reads that while it computes.
+
+By pread and not in place on a map: an I/O error under a map kills the process, what is not read in
+time is waited for page by page, and the system's cache is out of our hands.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections import OrderedDict
+import os
+from collections import OrderedDict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +26,7 @@ from moetool.arch.schema import expand
 from moetool.convert.plan import Step, derive_steps
 from moetool.convert.stream import stream, to_torch, torch_dtype
 from moetool.errors import NotEnoughMemory, Refused
+from moetool.extents import Extent, drop_from_cache
 from moetool.model.device import available_nbytes
 from moetool.tensors import Catalog, Checkpoint, DType, main_dtype
 
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 
     from moetool.arch.recognize import Recognized
 
+CPU = torch.device("cpu")
+READERS = min(4, max(1, (os.cpu_count() or 2) // 2))  # the other cores compute
 RUNNABLE = {DType.F32, DType.F16, DType.BF16}
 
 
@@ -35,7 +44,7 @@ class WeightStore:
     """The weights of one checkpoint on one device; a `moetool.model.mixtral.Weights`.
 
     ``nbytes`` is what all weights take on the device, ``nbytes_read`` what was taken from the
-    checkpoint so far.
+    checkpoint so far. What is being read counts as held. `close` it.
     """
 
     def __init__(
@@ -50,11 +59,18 @@ class WeightStore:
         self.dtype = dtype
         self.budget = budget
         self.steps = steps
-        self.nbytes = sum(self._nbytes(step) for step in steps.values())
+        self.nbytes = sum(self._nbytes(name) for name in steps)
         self.nbytes_read = 0
         self._checkpoint = checkpoint
-        self._held: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._held: OrderedDict[str, Future[torch.Tensor]] = OrderedDict()
         self._held_nbytes = 0
+        self._coming: deque[str] = deque()
+        self._expected: set[str] = set()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
+        self._counting = Lock()
+        # What the page cache cannot hold either is better not left there: a pass over the file
+        # would push out everything that other programs have in it, and find nothing next time.
+        self._pass_through = not self.resident and self.nbytes > available_nbytes(CPU)
 
     @property
     def resident(self) -> bool:
@@ -62,21 +78,53 @@ class WeightStore:
         return self.nbytes <= self.budget
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        held = self._held.get(name)
-        if held is not None:
-            self._held.move_to_end(name)
-            return held
-        needed = self._nbytes(self.steps[name])
-        while self._held and self._held_nbytes + needed > self.budget:
-            _, evicted = self._held.popitem(last=False)
-            self._held_nbytes -= evicted.nbytes
-            del evicted
-        tensor = self._held[name] = self._load(name)
-        self._held_nbytes += tensor.nbytes
-        return tensor
+        if name not in self._held:
+            needed = self._nbytes(name)
+            # Nothing else is so urgent: what is expected leaves as well, where nothing else is.
+            self._make_room(needed, self._expected) or self._make_room(needed, set())
+            self._begin(name)
+        future = self._held[name]
+        self._held.move_to_end(name)
+        self._expected.add(name)  # nor may what is in use make room
+        self._read_ahead()
+        self._expected.discard(name)
+        return future.result()
 
     def expect(self, names: Iterable[str]) -> None:
-        """Hear what is needed next; so far it is read when it is asked for."""
+        """Hear what will be asked for next, in this order; it replaces what was said before.
+
+        It is read by another thread while there is room that nothing expected takes.
+        """
+        self._coming = deque(name for name in names if name in self.steps)
+        self._expected = set(self._coming)
+        self._read_ahead()
+
+    def close(self) -> None:
+        """Stop reading; closing twice is harmless."""
+        self._coming.clear()
+        self._readers.shutdown(cancel_futures=True)
+
+    def _read_ahead(self) -> None:
+        while self._coming:
+            name = self._coming[0]
+            if name not in self._held:
+                if not self._make_room(self._nbytes(name), keep=self._expected):
+                    return
+                self._begin(name)
+            self._coming.popleft()
+
+    def _begin(self, name: str) -> None:
+        self._held[name] = self._readers.submit(self._load, name)
+        self._held_nbytes += self._nbytes(name)
+
+    def _make_room(self, needed: int, keep: set[str]) -> bool:
+        """Let go of what was not used for longest, but for ``keep``; whether that is enough."""
+        for name in [name for name in self._held if name not in keep]:
+            if self._held_nbytes + needed <= self.budget:
+                return True
+            self._held.pop(name).cancel()
+            self._held_nbytes -= self._nbytes(name)
+        return self._held_nbytes + needed <= self.budget
 
     def rows(self, name: str, index_T: torch.Tensor) -> torch.Tensor:
         """Take rows of a tensor; one that is not resident is not read whole for a few of them."""
@@ -91,7 +139,7 @@ class WeightStore:
             self._checkpoint.read(part.source, at, at + part.row_nbytes)
             for at in (first + row * part.row_nbytes for row in wanted)
         )
-        self.nbytes_read += len(data)
+        self._count(len(data))
         found = to_torch(data, step.target.dtype, (len(wanted), part.columns))
         return found[[place[row] for row in index_T.tolist()]].to(self.device, self.dtype)
 
@@ -105,7 +153,9 @@ class WeightStore:
             size = memoryview(chunk).nbytes
             room[at : at + size] = memoryview(chunk).cast("B")
             at += size
-        self.nbytes_read += sum(part.nbytes for part in step.parts)
+        self._count(sum(part.nbytes for part in step.parts))
+        if self._pass_through:
+            self._forget(step)
         tensor = raw.view(torch_dtype(step.target.dtype)).view(step.target.shape)
         try:
             return tensor.to(self.device, self._dtype(step))
@@ -122,8 +172,19 @@ class WeightStore:
             return torch_dtype(step.target.dtype)
         return self.dtype
 
-    def _nbytes(self, step: Step) -> int:
+    def _nbytes(self, name: str) -> int:
+        step = self.steps[name]
         return math.prod(step.target.shape) * self._dtype(step).itemsize
+
+    def _count(self, nbytes: int) -> None:
+        with self._counting:
+            self.nbytes_read += nbytes
+
+    def _forget(self, step: Step) -> None:
+        """Leave nothing of what was read in the page cache."""
+        for part in step.parts:
+            whole, (start, stop) = self._checkpoint.catalog.extents[part.source], part.byte_range
+            drop_from_cache(Extent(whole.path, whole.offset + start, stop - start))
 
 
 def open_weights(

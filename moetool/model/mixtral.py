@@ -71,7 +71,7 @@ class Weights(Protocol):
         ...
 
     def expect(self, names: Iterable[str]) -> None:
-        """Hear what will be asked for next, in this order, so that it can be read ahead."""
+        """Hear what will be asked for next, in this order, in place of what was said before."""
         ...
 
 
@@ -159,13 +159,11 @@ class Transformer:
     ) -> Tensor:
         """Put rows through layers; ``places`` say where they stand, one behind the other."""
         for layer in layers:
-            self.weights.expect(self._names(layer))
+            surely = range(self.args.n_experts if len(h_TD) >= MANY else 0)
+            self.weights.expect(self._names(layer) + self._expert_names(layer, surely))
             h_TD = self.attention(layer, h_TD, places)
             if probe:
                 probe.hidden(layer, "attention", h_TD)
-            if len(h_TD) >= MANY:
-                self.weights.expect(self._expert_names(layer, range(self.args.n_experts)))
-                self.weights.expect(self._names(layer + 1) if layer + 1 in layers else ())
             h_TD = self.experts(layer, h_TD, probe)
             if probe:
                 probe.hidden(layer, "experts", h_TD)
@@ -221,7 +219,7 @@ class Transformer:
         if probe:
             probe.routed(layer, routing)
         chosen = sorted(set(routing.experts_TA.flatten().tolist()))
-        self.weights.expect(self._expert_names(layer, chosen))
+        self.weights.expect(self._expert_names(layer, chosen) + self._names(layer + 1))
         sum_TD = torch.zeros_like(x_TD, dtype=torch.float32)
         for expert in chosen:
             token_S, place_S = torch.where(routing.experts_TA == expert)
@@ -246,7 +244,9 @@ class Transformer:
         return linear(x_TD, w).view(len(x_TD), -1, self.args.head_dim)
 
     def _names(self, layer: int) -> list[str]:
-        """What each token needs of a layer, in the order of need."""
+        """What each token needs of a layer, in this order; behind the last layer, of the output."""
+        if layer == self.args.n_layers:
+            return ["norm.weight", "output.weight"]
         name = f"layers.{layer}"
         gate = [f"{name}.feed_forward.gate.weight"] if self.args.n_experts else []
         dense = [] if self.args.n_experts else self._expert_names(layer, [None])

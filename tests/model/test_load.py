@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moetool.errors import NotEnoughMemory, Refused
+from moetool.arch.recognize import recognize
+from moetool.errors import NotEnoughMemory, ReadFailed, Refused
+from moetool.formats import open_checkpoint
+from moetool.model import load
 from moetool.model.load import open_weights
 from moetool.tensors import Catalog, DType, TensorInfo, main_dtype
 
@@ -45,7 +48,7 @@ def test_the_budget_is_kept_and_the_least_recently_used_leaves(watched, recogniz
     assert not weights.resident
     for name in weights.steps:
         weights[name]
-        assert sum(tensor.nbytes for tensor in weights._held.values()) <= budget
+        assert sum(future.result().nbytes for future in weights._held.values()) <= budget
     before = watched.nbytes
     weights["output.weight"]  # the last one is still there
     assert watched.nbytes == before
@@ -82,18 +85,89 @@ def test_prefill_reads_each_tensor_once_however_small_the_budget(
     assert watched.nbytes <= watched.catalog.nbytes - embeddings + rows
 
 
-def test_many_pieces_cost_one_pass_where_a_layer_fits(watched, recognized, odd_args, some_tokens):
-    """Sixteen tokens decoded one by one read no tensor twice, with room for one layer of three."""
+def test_many_pieces_cost_one_pass(watched, recognized, odd_args, some_tokens):
+    """Sixteen tokens decoded one by one read no tensor twice, with room for a tenth of a layer."""
     from moetool.model.mixtral import Transformer
 
-    layer = sum(
-        info.nbytes for name, info in watched.catalog.tensors.items() if "layers.0." in name
-    )
-    weights = open_weights(watched, recognized(), CPU, budget=layer)
+    weights = open_weights(watched, recognized(), CPU, budget=12_000)
     model = Transformer(odd_args, weights)
     pieces = some_tokens(64).split([48, *[1] * 16])
     model.hidden_of(pieces, [model.new_cache(64)] * len(pieces))
-    assert watched.nbytes <= 3 * layer + 64 * odd_args.dim * 2
+    rows = 64 * odd_args.dim * 2
+    embeddings = weights.steps["tok_embeddings.weight"].target.nbytes
+    assert watched.nbytes <= watched.catalog.nbytes - embeddings + rows
+
+
+def test_what_is_expected_is_read_before_it_is_asked_for(watched, recognized):
+    """In the order that was said, as far as there is room; what is held already stays."""
+    weights = open_weights(watched, recognized(), CPU, budget=21_000)
+    names = [f"layers.{layer}.attention.{w}.weight" for layer in range(3) for w in ("wq", "wk")]
+    sizes = [weights.steps[name].target.nbytes for name in names]
+    assert 21_000 - sizes[1] < sum(sizes[:4]) <= 21_000  # so there is room for four of them
+    weights.expect(names)
+    weights._readers.submit(int).result()  # whatever was begun before is done now
+    assert watched.nbytes == sum(sizes[:4])
+    for number, name in enumerate(names):
+        weights[name]
+        assert len(weights._held) >= min(number + 1, 4)
+    weights._readers.submit(int).result()
+    assert watched.nbytes == sum(sizes)
+    weights.expect([names[2], names[0]])
+    weights._readers.submit(int).result()
+    assert watched.nbytes == sum(sizes) + sizes[0]
+    weights.close()
+    weights.close()
+
+
+def test_what_is_not_expected_any_more_makes_room(watched, recognized):
+    """A wrong guess costs its reading; it does not stay in the way."""
+    weights = open_weights(watched, recognized(), CPU, budget=20_000)
+    guess = [f"layers.2.feed_forward.experts.{e}.w1.weight" for e in range(5)]
+    weights.expect(guess)
+    truth = [f"layers.1.feed_forward.experts.{e}.w1.weight" for e in range(4)]
+    weights.expect(truth)
+    weights._readers.submit(int).result()
+    assert set(truth) <= set(weights._held)
+    weights.expect(guess)
+    asked = weights["output.weight"]  # nobody expected it: it goes first all the same
+    assert (
+        asked.nbytes
+        + sum(
+            future.result().nbytes
+            for name, future in weights._held.items()
+            if name != "output.weight"
+        )
+        <= 20_000
+    )
+
+
+def test_a_read_that_fails_ahead_fails_where_it_is_asked_for(watched, recognized):
+    class Failing(Watching):
+        def read(self, name, *_range):
+            raise ReadFailed("EIO while reading at byte 7", where=name)
+
+    weights = open_weights(Failing(watched.checkpoint), recognized(), CPU, budget=20_000)
+    weights.expect(["norm.weight"])
+    with pytest.raises(ReadFailed, match="EIO"):
+        weights["norm.weight"]
+
+
+def test_the_cache_of_the_system_is_left_alone_unless_it_cannot_hold_the_file(
+    tiny_release, monkeypatch
+):
+    """Behind a pass over a file that is larger than memory, none of its pages are left there."""
+    dropped = []
+    monkeypatch.setattr(load, "drop_from_cache", dropped.append)
+    with open_checkpoint(tiny_release) as checkpoint:
+        known = recognize(checkpoint.catalog, checkpoint.directory)
+        for free in (1 << 40, 1 << 20):
+            monkeypatch.setattr(load, "available_nbytes", lambda _device, free=free: free)
+            assert dropped == []
+            weights = open_weights(checkpoint, known, CPU, budget=1 << 20)
+            weights["layers.3.attention.wq.weight"]
+    (extent,) = dropped
+    whole = checkpoint.catalog.extents["layers.3.attention.wq.weight"]
+    assert (extent.path, extent.offset, extent.nbytes) == (whole.path, whole.offset, whole.nbytes)
 
 
 def test_norms_and_routers_keep_the_type_they_are_stored_in(in_layout, recognized):
