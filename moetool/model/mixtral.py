@@ -33,6 +33,7 @@ from torch import Tensor
 
 from moetool.errors import UsageFault
 from moetool.model.cache import Cache, Place, in_chunks
+from moetool.model.kernels import linear, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,7 +47,6 @@ CHUNK = (
     2048  # rows in a matrix product at a time: bounds what 32 k tokens take besides their stream
 )
 MANY = 32  # rows of which it may be taken for certain that every expert gets some
-LOGIT_ROWS = 256  # rows of `output` in float32 at a time: 4 MiB at dim 4096 stay in a CPU cache
 
 
 class Weights(Protocol):
@@ -172,10 +172,8 @@ class Transformer:
     @torch.inference_mode()
     def logits(self, h_TD: Tensor) -> Tensor:
         """Score every token of the vocabulary, in float32: rounded to bf16, logits would tie."""
-        x_TD = rms_norm(h_TD, self.weights["norm.weight"], self.args.norm_eps).float()
-        output_VD = self.weights["output.weight"]
-        blocks = (output_VD[at : at + LOGIT_ROWS] for at in range(0, len(output_VD), LOGIT_ROWS))
-        return torch.cat([linear(x_TD, block.float()) for block in blocks], dim=-1)
+        x_TD = rms_norm(h_TD, self.weights["norm.weight"], self.args.norm_eps)
+        return widened(x_TD.float(), self.weights["output.weight"])
 
     @torch.inference_mode()
     def attention(self, layer: int, h_TD: Tensor, places: Sequence[Place]) -> Tensor:
@@ -258,17 +256,6 @@ class Transformer:
         name = f"layers.{layer}.feed_forward"
         owners = [name if e is None else f"{name}.experts.{e}" for e in experts]
         return [f"{owner}.{w}.weight" for owner in owners for w in SWIGLU]
-
-
-def linear(x_TI: Tensor, w_OI: Tensor) -> Tensor:
-    """Multiply by a matrix stored ``[out, in]``.
-
-    One row is a product of matrix and vector, bound by memory: on a CPU torch.mv reads weights at
-    25 GB/s where the general product reaches 15.
-    """
-    if x_TI.shape[0] == 1 and x_TI.device.type == "cpu":
-        return torch.mv(w_OI, x_TI[0])[None]
-    return F.linear(x_TI, w_OI)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
