@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from moetool.errors import DeviceUnavailable, UsageFault
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 # What a run may take of the memory that is free: activations, caches and other people need some.
 CPU_SHARE, CUDA_SHARE = 0.7, 0.85
+MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def pick_device(name: str) -> torch.device:
@@ -61,10 +64,64 @@ def available_nbytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _total = torch.cuda.mem_get_info(device)
         return int(free * CUDA_SHARE)
+    return int(free_nbytes() * CPU_SHARE)
+
+
+def free_nbytes() -> int:
+    """What this process may still take of the machine's memory, or of its container's."""
     fields = _proc("/proc/meminfo")
-    if "MemAvailable" in fields:
-        return int(fields["MemAvailable"] * CPU_SHARE)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    unknown = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 7 // 10
+    return min([fields.get("MemAvailable", unknown), *_container_rooms()])
+
+
+def _container_rooms() -> Iterator[int]:
+    """What each group that this process is in may still take; its file pages can be given up.
+
+    The limit of a group binds all below it. Linux: Documentation/admin-guide/cgroup-v2.rst and
+    cgroup-v1/memory.rst.
+    """
+    try:
+        lines = MEMBERSHIP.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, inside = line.split(":", 2)
+        version = _GROUPS.get(controllers)
+        if version is None:
+            continue
+        folder = Path(version.root + inside)
+        for group in (folder, *folder.parents):
+            with suppress(OSError, ValueError, KeyError):
+                yield version.room(group)
+            if str(group) == version.root:
+                break
+
+
+class _Groups(NamedTuple):
+    """A version of cgroups: where its tree is, and the names of its files and figures."""
+
+    root: str
+    limit: str
+    taken: str
+    file_pages: tuple[str, str]
+
+    def room(self, group: Path) -> int:
+        limit = int((group / self.limit).read_text(encoding="ascii"))  # "max" is no number
+        taken = int((group / self.taken).read_text(encoding="ascii"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        figures = dict(line.split() for line in lines)
+        return max(0, limit - taken + sum(int(figures[name]) for name in self.file_pages))
+
+
+_GROUPS = {
+    "": _Groups(
+        "/sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file")
+    ),
+    "memory": _Groups(
+        "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE_NBYTES = 8 << 20  # of float32: half of a small CPU's last cache
-LARGE_NUMEL = 4 << 20  # below, no choice is worth the trying
+LARGE_NUMEL = 1 << 20  # below, no choice is worth the trying
 TRIED_ROWS = (16, 64)
 BETTER = 1.25  # times as quick as the usual way, before another one is taken: trials are noisy
 

@@ -77,6 +77,18 @@ class WeightStore:
         """True when the budget holds all weights at once."""
         return self.nbytes <= self.budget
 
+    @property
+    def nbytes_stored(self) -> int:
+        """What one pass over all weights reads of the checkpoint."""
+        return sum(part.nbytes for step in self.steps.values() for part in step.parts)
+
+    @property
+    def extents(self) -> list[Extent]:
+        """Where it is read from; empty where a checkpoint is in no file."""
+        placed = self._checkpoint.catalog.extents
+        sources = dict.fromkeys(part.source for step in self.steps.values() for part in step.parts)
+        return [placed[name] for name in sources if name in placed]
+
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._held:
             needed = self._nbytes(name)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moetool.errors import DeviceUnavailable, UsageFault
+from moetool.model import device
 from moetool.model.device import MemoryWatch, available_nbytes, pick_device
 
 
@@ -44,6 +45,28 @@ def test_an_unknown_device_is_a_usage_error(name):
 
 def test_available_memory_is_less_than_the_machine_has():
     assert 1 << 20 < available_nbytes(torch.device("cpu")) < 1 << 50
+
+
+@pytest.mark.parametrize("kind", ["", "memory"])
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch, kind):
+    """The narrowest of the groups around this process; pages of files can be given up."""
+    groups = device._GROUPS[kind]._replace(root=str(tmp_path))
+    monkeypatch.setitem(device._GROUPS, kind, groups)
+    for folder, limit in ((tmp_path, "max"), (tmp_path / "a", 5000), (tmp_path / "a/b", 9000)):
+        folder.mkdir(exist_ok=True)
+        (folder / groups.limit).write_text(f"{limit}\n")
+        (folder / groups.taken).write_text("3000\n")
+        stat = "".join(
+            f"{name} {size}\n" for name, size in zip(groups.file_pages, (500, 100), strict=True)
+        )
+        (folder / "memory.stat").write_text(f"anon 7\n{stat}")
+    inside = tmp_path / "cgroup"
+    inside.write_text(f"12:{kind}:/a/b\n7:cpu:/a\n")
+    monkeypatch.setattr(device, "MEMBERSHIP", inside)
+    assert sorted(device._container_rooms()) == [2600, 6600]
+    assert device.free_nbytes() == 2600
+    monkeypatch.setattr(device, "MEMBERSHIP", tmp_path / "none")
+    assert device.free_nbytes() > 1 << 20
 
 
 def test_memory_that_was_taken_between_samples_is_remembered():

@@ -41,7 +41,7 @@ def measure(extents: Sequence[Extent], out: Path) -> Speeds:
     """Read some of the source and write beside the output, about 0.5 s in all."""
     began = time.perf_counter()
     where = existing_parent(out)
-    read, hashed = _read(extents)
+    read, hashed = read_speeds(extents)
     written = _write(where)
     files = {extent.path for extent in extents}
     devices = {path.stat().st_dev for path in files if path.exists()}
@@ -62,7 +62,8 @@ def estimate_s(speeds: Speeds, n_read: int, n_written: int, n_again: int = 0) ->
     return max(moving, n_written / speeds.hashed) + n_again / speeds.read
 
 
-def _read(extents: Sequence[Extent]) -> tuple[float | None, float | None]:
+def read_speeds(extents: Sequence[Extent]) -> tuple[float | None, float | None]:
+    """Bytes a second that are read, and that are hashed; None where they cannot be read."""
     n_read, reading, hashing = 0, 0.0, 0.0
     try:
         for extent, offset in _places(extents):
