@@ -12,6 +12,7 @@ reports.py    results as data -> JSON
 release/      what was published, how to get it, whether we have it
 formats/      files <-> named tensors
 arch/         what the tensors mean: names, layouts, shapes as data
+quant/        block codecs of GGUF
 convert/      from one convention and format to another
 model/        the reference and the runner
 proof/        is it the same model, and where exactly is it not

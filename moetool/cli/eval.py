@@ -11,7 +11,16 @@ import typer
 
 from moetool.cli.console import Column, Console
 from moetool.cli.options import JsonOption, QuietOption
-from moetool.cli.running import ComputeOption, DeviceOption, MemoryOption, Running, pace, running
+from moetool.cli.parallel import ParallelOption, ranks, tell_ranks
+from moetool.cli.running import (
+    ComputeOption,
+    DeviceOption,
+    MemoryOption,
+    Running,
+    pace,
+    running,
+    say_outlook,
+)
 from moetool.errors import ReadFailed, Refused, UsageFault
 
 if TYPE_CHECKING:
@@ -19,6 +28,7 @@ if TYPE_CHECKING:
 
     from moetool.model.evaluate import Scores
     from moetool.model.mixtral import Transformer
+    from moetool.model.parallel.shared import RankMemory
 
 MOST_TEXT_NBYTES = 64 << 20
 DEFAULT_WINDOW = 1024
@@ -47,6 +57,7 @@ class EvalReport:
     device: str
     dtype: str
     rows: tuple[Row, ...]
+    ranks: tuple[RankMemory, ...]
 
     @property
     def ok(self) -> bool:
@@ -74,6 +85,7 @@ def evaluate(
     device: DeviceOption = "auto",
     dtype: ComputeOption = "keep",
     memory: MemoryOption = None,
+    parallel: ParallelOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -83,21 +95,32 @@ def evaluate(
     fewer or more experts for each token cost.
     """
     console = Console(json, quiet)
-    for given in (path, text, *([against] if against else [])):
-        if not given.exists():
-            raise UsageFault("no such file or folder", where=str(given))
-    content = _read(text)
     with ExitStack() as opened:
-        model = opened.enter_context(running(path, device, dtype, memory, console))
-        other = against and opened.enter_context(running(against, device, dtype, memory, console))
+        together = opened.enter_context(ranks(parallel, device, console))
+        for given in (path, text, *([against] if against else [])):
+            if not given.exists():
+                raise UsageFault("no such file or folder", where=str(given))
+        content = _read(text)
+
+        def enter(where: Path) -> Running:
+            return opened.enter_context(running(where, device, dtype, memory, together))
+
+        model = enter(path)
+        other = enter(against) if against else None
         tokens = model.speaking().encode(content)[:max_tokens]
         if other:
             _refuse_other_words(model, other)
         window = min(window, model.recognized.args.max_seq_len)
-        rows = tuple(_rows(console, model, other or None, tokens, window, top_k))
+        from moetool.model.evaluate import TOGETHER
+
+        n_rows = min(len(tokens), max(TOGETHER, window))
+        for opened_model in filter(None, (model, other)):
+            say_outlook(console, opened_model.model, n_rows, n_rows, window)
+        rows = tuple(_rows(console, model, other, tokens, window, top_k))
         report = EvalReport(
             str(path), str(against) if against else None, str(text), len(tokens), window,
             str(model.weights.device), str(model.weights.dtype).removeprefix("torch."), rows,
+            tell_ranks(console, model.model, *([other.model] if other else [])),
         )  # fmt: skip
     console.result(report, lambda: _render(console, report))
 

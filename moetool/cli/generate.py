@@ -10,6 +10,7 @@ import typer
 
 from moetool.cli.console import Console, duration
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
+from moetool.cli.parallel import ParallelOption, once, ranks, tell_ranks
 from moetool.cli.running import (
     ComputeOption,
     DeviceOption,
@@ -17,6 +18,7 @@ from moetool.cli.running import (
     Running,
     pace,
     running,
+    say_outlook,
     sizes,
     spoken,
 )
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from moetool.model.device import Memory
     from moetool.model.generate import Pace, Sampling
+    from moetool.model.parallel.shared import RankMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class GenerateReport:
     new_seconds: float
     weights_nbytes_read: int
     memory: Memory
+    ranks: tuple[RankMemory, ...]
 
     @property
     def ok(self) -> bool:
@@ -71,6 +75,11 @@ def generate(
     device: DeviceOption = "auto",
     dtype: ComputeOption = "keep",
     memory: MemoryOption = None,
+    parallel: ParallelOption = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="On a GPU: graphs and expert slots, not the reference's bits"),
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -80,23 +89,21 @@ def generate(
     weights are read as they are needed.
     """
     console = Console(json, quiet)
-    where = resolve(path, console)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    with running(where, device, dtype, memory, console) as opened:
-        from moetool.model.device import MemoryWatch
+    with (
+        ranks(parallel, device, console) as together,
+        running(resolve(path, console), device, dtype, memory, together, fast=fast) as opened,
+    ):
         from moetool.model.generate import Pace, Sampling
 
+        text = once(together, sys.stdin.read) if prompt == "-" else prompt
         chosen, measured = Sampling(temperature, top_p, top_k, seed), Pace()
         writer = Writer(opened, text, tuple(stop or ()))
+        say_outlook(console, opened.model, *writer.extent(max_tokens))
         for piece in writer.write(max_tokens, chosen, measured):
             if console.human:
                 console.write(spoken(piece))
         console.line()
-        peak = MemoryWatch().peak(opened.weights.device)
-        report = GenerateReport(text, writer.text, tuple(writer.tokens), writer.stopped,
-                                measured.prompt_tokens, measured.prompt_seconds,
-                                measured.new_tokens, measured.new_seconds,
-                                opened.weights.nbytes_read, peak)  # fmt: skip
+        report = _report(writer, text, measured, tell_ranks(console, opened.model))
     console.note(
         f"first token after {duration(report.first_token_seconds)} "
         f"({pace(report.prompt_tokens, report.first_token_seconds)}), then "
@@ -105,15 +112,32 @@ def generate(
     console.result(report, lambda: None)
 
 
+def _report(
+    writer: Writer, prompt: str, measured: Pace, ranks: tuple[RankMemory, ...]
+) -> GenerateReport:
+    from moetool.model.device import MemoryWatch
+
+    weights = writer.opened.weights
+    return GenerateReport(
+        prompt, writer.text, tuple(writer.tokens), writer.stopped, measured.prompt_tokens,
+        measured.prompt_seconds, measured.new_tokens, measured.new_seconds, weights.nbytes_read,
+        MemoryWatch().peak(weights.device), ranks,
+    )  # fmt: skip
+
+
 class Writer:
     """Text as it becomes certain, up to a stop text; what could begin one is held back."""
 
     def __init__(self, opened: Running, prompt: str, stops: tuple[str, ...]) -> None:
-        self._opened, self._stops = opened, tuple(filter(None, stops))
+        self.opened, self._stops = opened, tuple(filter(None, stops))
         self._tokenizer = opened.speaking()
         self._prompt = self._tokenizer.encode(prompt)
         self.text, self.tokens, self.stopped = "", list[int](), "length"
         self._shown = 0
+
+    def extent(self, max_tokens: int) -> tuple[int, int]:
+        """The positions of the whole text, and the rows of its largest pass."""
+        return len(self._prompt) + max_tokens, len(self._prompt)
 
     def write(self, max_tokens: int, sampling: Sampling, measured: Pace) -> Iterator[str]:
         """Yield what is certain; `text`, `tokens` and `stopped` say what it came to."""
@@ -122,7 +146,7 @@ class Writer:
         stream = self._tokenizer.stream(self._prompt)
         ends = frozenset({self._tokenizer.eos})
         for token in continued(
-            self._opened.model, self._prompt, max_tokens,
+            self.opened.model, self._prompt, max_tokens,
             sampling=sampling, stop=ends, pace=measured,
         ):  # fmt: skip
             self.tokens.append(token)

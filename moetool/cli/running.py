@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moetool.model.device import Memory
     from moetool.model.load import WeightStore
     from moetool.model.mixtral import Transformer
+    from moetool.model.parallel.group import Ranks
     from moetool.model.tokenizer import Tokenizer
 
 DeviceOption = Annotated[
@@ -69,17 +70,30 @@ class Running:
 
 
 def be_patient() -> None:
-    """Call before torch is loaded: threads that spin make a busy machine twenty times slower."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Call before torch is loaded: threads that spin make a busy machine twenty times slower.
+
+    Those of torch (GNU OpenMP's) spin for seconds by default. A spin of some microseconds, which
+    covers the gap between two small products, was measured to be as quick on a machine at rest;
+    none at all takes a third of the tokens a second there.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @contextmanager
 def running(
-    path: Path, device: str, dtype: str, memory: str | None, console: Console
+    path: Path,
+    device: str,
+    dtype: str,
+    memory: str | None,
+    ranks: Ranks | None = None,
+    *,
+    fast: bool = False,
 ) -> Iterator[Running]:
-    """Open a checkpoint for computing, and say how its weights are held.
+    """Open a checkpoint for computing.
 
-    What is malformed is refused before torch is loaded.
+    What is malformed is refused before torch is loaded. With ``ranks``, it is this one's share;
+    ``fast`` takes on a GPU an engine that is made for it and does not give the reference's bits.
     """
     from moetool.arch.recognize import recognize
     from moetool.formats import open_checkpoint
@@ -90,28 +104,49 @@ def running(
         recognized = recognize(checkpoint.catalog, checkpoint.directory)
 
         from moetool.model.device import pick_device
-        from moetool.model.load import open_weights
-        from moetool.model.mixtral import Transformer
+        from moetool.model.fast.engine import engine_for
+        from moetool.model.parallel.open import open_model
         from moetool.model.tokenizer import open_tokenizer
 
-        weights = open_weights(
-            checkpoint, recognized, pick_device(device), compute_dtype(dtype), budget
-        )
-        tokenizer = open_tokenizer(checkpoint.catalog, checkpoint.directory)
-        say_how_held(console, weights, recognized)
-        model = Transformer(recognized.args, weights)
-        yield Running(checkpoint, recognized, weights, model, tokenizer)
+        on = ranks.device if ranks else pick_device(device)
+        model, weights = open_model(checkpoint, recognized, on, compute_dtype(dtype), budget, ranks)
+        with closing(weights):
+            tokenizer = open_tokenizer(checkpoint.catalog, checkpoint.directory)
+            on_gpu = fast and on.type == "cuda" and not ranks
+            engine = engine_for(checkpoint, recognized, weights) if on_gpu else nullcontext(model)
+            with engine as chosen:
+                yield Running(checkpoint, recognized, weights, chosen, tokenizer)
 
 
-def say_how_held(console: Console, weights: WeightStore, recognized: Recognized) -> None:
-    """Say what a token costs where weights come from disk again and again."""
-    if weights.resident:
+def say_outlook(
+    console: Console, model: Transformer, n_positions: int, n_rows: int, n_scored: int = 1
+) -> None:
+    """Say what a run will take where it is much: memory by kind, and what the disk has to give.
+
+    Raises:
+        NotEnoughMemory: it does not fit beside the weights.
+    """
+    from moetool.model.load import WeightStore
+    from moetool.model.outlook import MUCH_NBYTES, Work, foresee
+
+    weights = model.weights
+    if not isinstance(weights, WeightStore):  # an engine that has its own, or a rank's share
         return
-    active = recognized.args.n_params_active * weights.dtype.itemsize
+    seen = foresee(weights, model.args, Work(n_positions, n_rows, n_scored))
+    if seen.resident and seen.peak_nbytes < MUCH_NBYTES:
+        return
     console.note(
-        f"{size(weights.nbytes)} of weights do not fit into {size(weights.budget)}: a prompt reads "
-        f"each once, a token up to {size(active)}"
+        f"memory {size(seen.peak_nbytes)}: {size(seen.held_nbytes)} of "
+        f"{size(seen.weights_nbytes)} of weights, {size(seen.cache_nbytes)} of keys and values, "
+        f"{size(seen.beside_nbytes - seen.cache_nbytes)} for the rest"
     )
+    speed = f" at {size(seen.disk_nbytes_s)}/s" if seen.disk_nbytes_s else ""
+    passing = f", {duration(seen.pass_seconds)}{speed}" if seen.pass_seconds else ""
+    note = f"a pass over all weights reads {size(seen.pass_nbytes)}{passing}"
+    if not seen.resident:
+        each = f", {duration(seen.token_seconds)}" if seen.token_seconds else ""
+        note += f"; a new token up to {size(seen.token_nbytes)}{each}, less what is still held"
+    console.note(note)
 
 
 def compute_dtype(name: str) -> torch.dtype | None:

@@ -2,54 +2,141 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetool.cli.console import Column, Console, duration, size
+from moetool.cli.console import Console
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, parse_size, resolve
+from moetool.cli.parallel import ParallelOption, ranks, tell_ranks
 from moetool.cli.running import (
     ComputeOption,
     DeviceOption,
     MemoryOption,
     be_patient,
     compute_dtype,
-    pace,
-    say_how_held,
-    sizes,
+    say_outlook,
     spoken,
 )
-from moetool.errors import CheckFailed, UsageFault
+from moetool.cli.smoke_text import print_checks, print_continuations, print_figures
+from moetool.errors import CheckFailed, OutputExists, UsageFault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from moetool.model.generate import Sampling
-    from moetool.model.smoke import LayerView, SmokeReport, SmokeTest
+    from moetool.model.parallel.group import Ranks
+    from moetool.model.smoke import SmokeTest
 
-BLOCKS = " ▁▂▃▄▅▆▇█"  # a load of zero is a gap, twice the even share and more is full
+ENGINES = ("transformers", "llama.cpp")
+
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Continue this text alone; left out: three beginnings from the shipped text",
+        show_default=False,
+    ),
+]
+AgainstOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="What it was made of: every part must give the same, to the last bit",
+        show_default=False,
+    ),
+]
+TokensOption = Annotated[
+    int, typer.Option(min=0, help="Tokens to write of each text; 0 for checks only")
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Settings and 128 tokens; no tensor is read whole")
+]
+LongOption = Annotated[
+    bool, typer.Option("--long", help="Ask for keys hidden in 4, 16 and 32 k tokens as well")
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Keep what every layer gave, with the machine's fingerprint",
+        show_default=False,
+    ),
+]
+ExpectOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Every layer must give what was recorded: to the last bit on the same machine",
+        show_default=False,
+    ),
+]
+LogitsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="NPY",
+        help="Another engine's logits of the tokens that --json lists as text_tokens; repeatable",
+        show_default=False,
+    ),
+]
+EngineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Run transformers or llama.cpp, if installed, and compare logits; repeatable",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to look at beside the usual."""
+
+    against: Path | None
+    quick: bool
+    long: bool
+    record: Path | None
+    expect: Path | None
+    logits: list[Path]
+    engines: list[str]
+    parallel: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse before minutes of work what cannot be meant, or cannot be written."""
+        for path in filter(None, (self.against, self.expect, *self.logits)):
+            if not path.exists():
+                raise UsageFault("no such file or folder", where=str(path))
+        for engine in self.engines:
+            if engine not in ENGINES:
+                raise UsageFault(f"unknown engine {engine!r}", hint=" or ".join(ENGINES))
+        if self.quick and (self.against or self.long):
+            other = "--against" if self.against else "--long"
+            raise UsageFault(f"--quick leaves out what {other} asks for", hint="give one of them")
+        if self.against and self.parallel == "tensor":
+            raise UsageFault("--against compares to the last bit", hint="--parallel pipeline")
+        if self.record and self.record.exists():
+            raise OutputExists("is there already", where=str(self.record), hint="--expect reads it")
 
 
 def smoke_test(
     path: PathArgument = None,
     device: DeviceOption = "auto",
-    prompt: Annotated[
-        str | None, typer.Option(help="Continue this text; left out: one that suits the release")
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="What it was made of: every part must give the same, to the last bit",
-            show_default=False,
-        ),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens to write; 0 for checks only")] = 48,
+    prompt: PromptOption = None,
+    against: AgainstOption = None,
+    max_tokens: TokensOption = 48,
     dtype: ComputeOption = "keep",
     memory: MemoryOption = None,
+    parallel: ParallelOption = None,
+    quick: QuickOption = False,
+    long: LongOption = False,
+    record: RecordOption = None,
+    expect: ExpectOption = None,
+    logits: LogitsOption = None,
+    engine: EngineOption = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the best token")] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0")] = 0,
     json: JsonOption = False,
@@ -61,22 +148,24 @@ def smoke_test(
     """
     be_patient()
     console = Console(json=json, quiet=quiet)
-    where = resolve(path, console)
-    if against and not against.exists():
-        raise UsageFault("no such file or folder", where=str(against))
     with ExitStack() as opened:
-        source = against and opened.enter_context(_open(against, device, dtype, memory, share=2))
+        together = opened.enter_context(ranks(parallel, device, console))
+        wanted = Wanted(against, quick, long, record, expect, logits or [], engine or [], parallel)
+        where = resolve(path, console)
+        enter = partial(_open, device=device, dtype=dtype, memory=memory, together=together)
+        source = against and opened.enter_context(enter(against, share=2))
         test = opened.enter_context(
-            _open(where, device, dtype, memory, share=2 if source else 1, like=source or None)
+            enter(where, share=2 if source else 1, like=source or None, quick=quick)
         )
         from moetool.model.generate import Sampling
 
-        test.prompt(prompt)  # one that cannot be read is refused before minutes of checks
-        _look(console, test, source or None)
+        test.prompts(prompt)  # one that cannot be read is refused before minutes of checks
+        _look(console, test, source or None, wanted)
         if max_tokens:
             _print_text(console, test, prompt, max_tokens, Sampling(temperature, seed=seed))
-        report = test.report(where)
-    console.result(report, lambda: _print_figures(console, report))
+        both = (test.model, source.model) if source else (test.model,)
+        report = test.report(where, tell_ranks(console, *both))
+    console.result(report, lambda: print_figures(console, report))
     if not report.ok:
         raise typer.Exit(CheckFailed.exit_code)
 
@@ -90,6 +179,8 @@ def _open(
     *,
     share: int = 1,
     like: SmokeTest | None = None,
+    quick: bool = False,
+    together: Ranks | None = None,
 ) -> Iterator[SmokeTest]:
     """Open and recognise first: what is malformed is refused before torch is loaded.
 
@@ -105,20 +196,31 @@ def _open(
         from moetool.model.device import available_nbytes, pick_device
         from moetool.model.smoke import SmokeTest
 
-        on, kept_or_cast = pick_device(device), compute_dtype(dtype)
-        budget = (available_nbytes(on) if asked is None else asked) // share
-        yield SmokeTest(
+        on = together.device if together else pick_device(device)
+        kept_or_cast = compute_dtype(dtype)
+        room = together.room() if together else available_nbytes(on)
+        test = SmokeTest(
             checkpoint,
             recognized,
             checkpoint.directory,
             on,
             dtype=like.weights.dtype if like else kept_or_cast,
-            budget=budget,
+            budget=(room if asked is None else asked) // share,
+            quick=quick,
+            ranks=together,
         )
+        with closing(test.weights):
+            yield test
 
 
-def _look(console: Console, test: SmokeTest, source: SmokeTest | None) -> None:
+def _look(console: Console, test: SmokeTest, source: SmokeTest | None, wanted: Wanted) -> None:
+    """Make all checks and print them; files are read first, so that bad ones are refused early."""
+    golden = wanted.expect and test.read_golden(wanted.expect)
+    theirs = [(path.name, test.read_logits(path)) for path in wanted.logits]
     for one in filter(None, (source, test)):
+        n_tokens = len(one.text)
+        say_outlook(console, one.model, 2 * n_tokens, n_tokens, n_tokens)
+    for one in () if wanted.quick else filter(None, (source, test)):
         whose = "every tensor of the source" if one is source else "every tensor"
         nbytes = one.subject.checkpoint.catalog.nbytes
         with console.progress(f"reading {whose}", nbytes) as update:
@@ -128,72 +230,43 @@ def _look(console: Console, test: SmokeTest, source: SmokeTest | None) -> None:
     if source:
         with console.progress("beside the source", test.weights.nbytes) as update:
             test.compare(source, update)
-    rows = [(check.level, check.name, check.verdict.value, check.detail) for check in test.checks]
-    console.table([Column("level"), Column("check"), Column("verdict"), Column("seen")], rows)
+    if wanted.long:
+        with console.progress("looking for needles", test.weights.nbytes) as update:
+            test.find_needles(update)
+    for name, logits in theirs:
+        test.compare_logits(name, logits)
+    for name in wanted.engines:
+        console.note(f"asking {name}")
+        test.ask_engine(name)
+    if golden:
+        test.expect(golden)
+    if wanted.record:
+        test.record(wanted.record)
+    print_checks(console, test.checks)
 
 
 def _print_text(
     console: Console, test: SmokeTest, prompt: str | None, max_tokens: int, sampling: Sampling
 ) -> None:
-    """Stream what the model writes; line breaks of a model are its own, control codes are not."""
+    """Stream what the model writes; line breaks of a model are its own, control codes are not.
+
+    Several texts are written at once, so they are printed when all are done.
+    """
     if not test.can_write:
         console.note("no text: the layers put out values that are not finite")
         return
-    say_how_held(console, test.weights, test.subject.recognized)
     console.line()
+    writings = test.prompts(prompt)
+    pieces = test.write(writings, max_tokens, sampling)
+    if len(writings) > 1:
+        with console.progress(f"writing {len(writings)} texts", None) as update:
+            for piece in pieces:
+                update(test.weights.nbytes_read, spoken(piece))
+        print_continuations(console, test.continuations)
+        return
     if console.human:
-        console.write(spoken(test.prompt(prompt)[0]))
-    for piece in test.write(prompt, max_tokens, sampling):
+        console.write(spoken(writings[0].prompt))
+    for piece in pieces:
         if console.human:
             console.write(spoken(piece))
     console.line()
-
-
-def _print_figures(console: Console, report: SmokeReport) -> None:
-    figures = report.figures
-    geometry = f"geometry of {report.release}" if report.release else "no known geometry"
-    held = "all held" if figures.weights_resident else "read again as needed"
-    console.line()
-    _print_load(console, report.layers)
-    console.line()
-    console.facts(
-        [
-            ("model", f"layout {report.layout} in {report.format}, {geometry}"),
-            ("computed", f"on {report.device} in {report.dtype}"),
-            ("weights", f"{size(figures.weights_nbytes)}, {held}"),
-            ("scan", _rate(figures.scan_nbytes, figures.scan_seconds)),
-            ("text", pace(figures.text_tokens, figures.text_seconds)),
-            ("prompt", pace(figures.prompt_tokens, figures.prompt_seconds)),
-            ("writing", pace(figures.new_tokens, figures.new_seconds)),
-            ("peak memory", sizes(figures.memory)),
-        ]
-    )
-    verdicts = Counter(check.verdict.value for check in report.checks)
-    counts = ", ".join(f"{verdicts[word]} {word}" for word in ("PASS", "FAIL", "NOT COVERED"))
-    console.line()
-    console.line(f"{'PASS' if report.ok else 'FAIL'}: {counts}", "green" if report.ok else "red")
-
-
-def _print_load(console: Console, layers: Sequence[LayerView]) -> None:
-    """Tokens of the text by layer and expert, as a strip that reads without colour."""
-    if not layers:
-        return
-    n_experts = len(layers[0].load)
-    console.line(f"router load, experts 0-{n_experts - 1} from left to right")
-    width = len(str(len(layers) - 1))
-    for number, layer in enumerate(layers):
-        console.line(f"  layer {number:>{width}}  |{strip(layer.load)}|  {layer.entropy:.2f} bits")
-
-
-def strip(load: Sequence[int]) -> str:
-    """One character for each expert; half height is the even share."""
-    even = sum(load) / len(load) or 1
-    top = len(BLOCKS) - 1
-    # A load that is not zero must not look like zero.
-    return "".join(
-        BLOCKS[min(top, max(1, round(n / even / 2 * top)))] if n else BLOCKS[0] for n in load
-    )
-
-
-def _rate(nbytes: int, seconds: float) -> str:
-    return f"{size(nbytes)} in {duration(seconds)}, {nbytes / max(seconds, 1e-9) / 1e9:.2f} GB/s"

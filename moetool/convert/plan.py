@@ -29,6 +29,10 @@ HELD_NBYTES = 16 << 20  # held of a matrix that is being transposed
 CAST_NUMEL = 1 << 18  # values cast at a time; with what is counted of them, a core's cache
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+BLOCKS = frozenset({  # what moetool.quant decodes
+    DType.Q8_0, DType.Q4_0, DType.Q4_1, DType.Q5_0, DType.Q5_1, DType.MXFP4,
+    DType.Q2_K, DType.Q3_K, DType.Q4_K, DType.Q5_K, DType.Q6_K,
+})  # fmt: skip
 HALF_WIDTH = frozenset({DType.F16, DType.BF16})
 
 
@@ -107,6 +111,8 @@ class Part:
         if self.cast is None:
             return held
         source, target = self.cast.source.type_size, self.cast.target.type_size
+        if self.cast.source in BLOCKS:  # a piece of weights, as bytes, as float32, and as fields
+            return held + block + CAST_NUMEL * (target + 16)
         # The block that is read ahead, the one that is made, and of a few values: both types, and
         # both widened for the count.
         few = (source + target + 2 * max(4, source, target)) * CAST_NUMEL
@@ -189,13 +195,15 @@ def derive_steps(
     *,
     dtype: DType | None = None,
     restore: bool = False,
+    decoded: DType | None = None,
 ) -> tuple[Step, ...]:
     """Derive the steps that turn one layout into another.
 
     ``dtype``: the storage type of the target; None keeps what the source has. Tensors that the
     target holds in full precision become f32 either way. ``restore``: what the source holds in
     full precision by its own rule goes back to the type of the rest; the cast is exact, so values
-    that were not merely widened are refused when they are met.
+    that were not merely widened are refused when they are met. ``decoded``: the type of what is
+    stored in quantised blocks; None leaves the blocks as they are.
 
     Raises:
         Refused: a tensor is stored in a type that cannot be transposed or cast.
@@ -206,6 +214,8 @@ def derive_steps(
     for stored in target.values():
         held = {places[cell.slot][0].name: places[cell.slot][0] for cell in stored.cells}
         kept = dtype or _common({_kept(catalog, found, main) for found in held.values()})
+        if decoded and kept in BLOCKS:
+            kept = decoded
         wanted = DType.F32 if stored.full_precision else kept
         bridge = _Bridge(catalog, args, wanted, exact=dtype is None)
         parts = [bridge.part(*places[cell.slot], cell) for cell in stored.cells]
@@ -292,7 +302,8 @@ class _Bridge:
         if found is not self.wanted:
             ops += (Cast(found, self.wanted, self.exact),)
         computed = [op for op in ops if isinstance(op, Transpose | Cast)]
-        if computed and found not in FLOATS:
+        decoded = found in BLOCKS and not any(isinstance(op, Transpose) for op in computed)
+        if computed and found not in FLOATS and not decoded:
             raise Refused(
                 f"{stored.name} is {found.label}, which cannot be transposed or cast",
                 hint="convert the checkpoint that it was made from (f32, f16 or bf16)",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from moetool.convert.casts import CastAccount, Tally
 from moetool.convert.ops import Cast, Halve, Interleave, Reorder, Transpose
-from moetool.convert.plan import CAST_NUMEL, COPY_CHUNK, HELD_NBYTES, Part, Plan, Step
+from moetool.convert.plan import BLOCKS, CAST_NUMEL, COPY_CHUNK, HELD_NBYTES, Part, Plan, Step
 from moetool.tensors import Buffer, Checkpoint, DType
 
 if TYPE_CHECKING:
@@ -90,8 +90,9 @@ def _laid_out(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:
     match part.moves:
         case ():
             start, stop = part.byte_range
-            for at in range(start, stop, COPY_CHUNK):
-                yield checkpoint.read(part.source, at, min(at + COPY_CHUNK, stop))
+            chunk = COPY_CHUNK // part.dtype.type_size * part.dtype.type_size  # whole blocks
+            for at in range(start, stop, chunk):
+                yield checkpoint.read(part.source, at, min(at + chunk, stop))
         case (Halve() | Interleave() as op,):
             yield from _reorder_rows(checkpoint, part, op)
         case (Transpose(),):
@@ -167,6 +168,9 @@ def _cast(blocks: Iterator[Buffer], part: Part, cast: Cast, tally: Tally) -> Ite
         return
     import torch
 
+    if cast.source in BLOCKS:
+        yield from _decoded(blocks, cast, tally)
+        return
     dtype = torch_dtype(cast.target)
     for block in _ahead(blocks) if part.nbytes > COPY_CHUNK else blocks:
         before = _read_only(block, cast.source)
@@ -176,6 +180,20 @@ def _cast(blocks: Iterator[Buffer], part: Part, cast: Cast, tally: Tally) -> Ite
             few = slice(at, at + CAST_NUMEL)
             tally.cast(before[few], after[few])
         yield made
+
+
+def _decoded(blocks: Iterator[Buffer], cast: Cast, tally: Tally) -> Iterator[Buffer]:
+    """The weights of quantised blocks; in float32 they are what the format defines."""
+    import torch
+
+    few = CAST_NUMEL // cast.source.block_size * cast.source.type_size
+    for block in blocks:
+        whole = memoryview(block).cast("B")
+        for at in range(0, len(whole), few):
+            weights = values_of(whole[at : at + few], cast.source)
+            made = bytearray(weights.numel() * cast.target.type_size)
+            tally.cast(weights, torch.frombuffer(made, dtype=torch_dtype(cast.target)))
+            yield made
 
 
 def _ahead(blocks: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -211,6 +229,7 @@ def torch_dtype(dtype: DType) -> torch.dtype:
         DType.F32: torch.float32,
         DType.F16: torch.float16,
         DType.BF16: torch.bfloat16,
+        DType.U8: torch.uint8,
     }[dtype]
 
 
@@ -220,6 +239,15 @@ def to_torch(buffer: Buffer, dtype: DType, shape: tuple[int, ...]) -> torch.Tens
 
     writable = buffer if isinstance(buffer, bytearray) else bytearray(buffer)
     return torch.frombuffer(writable, dtype=torch_dtype(dtype)).view(shape)
+
+
+def values_of(buffer: Buffer, dtype: DType) -> torch.Tensor:
+    """The values that stored bytes stand for, flat: what is quantised is decoded to float32."""
+    if dtype not in BLOCKS:
+        return to_torch(buffer, dtype, (-1,))
+    from moetool.quant import decode
+
+    return decode(to_torch(buffer, DType.U8, (-1,)), dtype)
 
 
 def to_bytes(tensor: torch.Tensor) -> bytearray:

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Cache:
-    """Keys and values of one sequence; room for all C positions is taken at the start."""
+    """Keys and values of one sequence; room for all C positions is taken at the start.
+
+    ``first_layer``: the number of the first of the L layers, where others are kept elsewhere.
+    """
 
     keys_LKCH: Tensor
     values_LKCH: Tensor
     cos_CP: Tensor
     sin_CP: Tensor
     length: int = 0
+    first_layer: int = 0
 
     @property
     def room(self) -> int:
@@ -72,7 +76,8 @@ class Place:
 
     def remember(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values of a layer here; give all that these positions may look at."""
-        k_KCH, v_KCH = self.cache.keys_LKCH[layer], self.cache.values_LKCH[layer]
+        index = layer - self.cache.first_layer
+        k_KCH, v_KCH = self.cache.keys_LKCH[index], self.cache.values_LKCH[index]
         k_KCH[:, self.start : self.stop] = k_TKH.transpose(0, 1)
         v_KCH[:, self.start : self.stop] = v_TKH.transpose(0, 1)
         return k_KCH[:, : self.stop], v_KCH[:, : self.stop]

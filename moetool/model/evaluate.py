@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from moetool.errors import UsageFault
-from moetool.model.mixtral import Transformer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from moetool.model.mixtral import Transformer
 
 Progress = Callable[[int, int], None]
 TOGETHER = 4096  # tokens in one pass over the weights, where several windows fit
@@ -78,7 +80,9 @@ def with_experts(model: Transformer, n_chosen: int) -> Transformer:
             f"{n_chosen} experts for each token of {args.n_experts} in a layer",
             hint="a dense model has none to choose from" if not args.n_experts else None,
         )
-    return Transformer(replace(args, n_experts_per_tok=n_chosen), model.weights)
+    changed = copy(model)  # a rank's share stays one
+    changed.args = replace(args, n_experts_per_tok=n_chosen)
+    return changed
 
 
 def evaluate(

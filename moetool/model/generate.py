@@ -67,9 +67,15 @@ def generate(
         UsageFault: no prompt, or one that leaves no room in the model's context.
         CheckFailed: a logit is NaN or infinite.
     """
+    from moetool.model.fast.ahead import continued
+    from moetool.model.fast.resident import Resident
+
     if not prompt:
         raise UsageFault("the prompt is empty")
     chosen, pace = sampling or Sampling(), pace or Pace()
+    if isinstance(model, Resident) and probe is None:
+        yield from continued(model, prompt, max_tokens, chosen, stop, pace)
+        return
     random = torch.Generator().manual_seed(chosen.seed)
     cache = model.new_cache(len(prompt) + max_tokens)
     tokens_T = torch.tensor(prompt, device=model.weights.device)
@@ -92,10 +98,7 @@ def choose(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int
     """
     logits_V = logits_V.cpu()
     if not logits_V.isfinite().all():
-        raise CheckFailed(
-            "the logits are not finite: a weight is damaged or the type too narrow",
-            hint="moetool smoke-test names the tensor or the layer",
-        )
+        raise not_finite()
     if sampling.temperature == 0:
         # The first of equal logits; argmax leaves open which.
         return int((logits_V == logits_V.max()).nonzero()[0])
@@ -106,3 +109,11 @@ def choose(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int
     if sampling.top_k:
         share_V[sampling.top_k :] = 0
     return int(token_V[torch.multinomial(share_V, 1, generator=random)])
+
+
+def not_finite() -> CheckFailed:
+    """The error of logits that nothing can be chosen from."""
+    return CheckFailed(
+        "the logits are not finite: a weight is damaged or the type too narrow",
+        hint="moetool smoke-test names the tensor or the layer",
+    )

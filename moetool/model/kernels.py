@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -73,9 +72,22 @@ def widened(x_TI: Tensor, w_OI: Tensor) -> Tensor:
     return y_TO
 
 
-@cache
+_SETTLED: dict[torch.dtype, Choice] = {}
+
+
 def chosen_for(dtype: torch.dtype) -> Choice:
-    """Try the ways on this CPU, once in a process."""
+    """The choice of this process: made by trying when it is first asked for."""
+    if dtype not in _SETTLED:
+        _SETTLED[dtype] = _tried(dtype)
+    return _SETTLED[dtype]
+
+
+def settle(dtype: torch.dtype, choice: Choice) -> None:
+    """Take another process's choice, so that both compute the same bits."""
+    _SETTLED[dtype] = choice
+
+
+def _tried(dtype: torch.dtype) -> Choice:
     random = torch.Generator().manual_seed(0)
     matrices = [torch.randn(2048, 4096, generator=random).to(dtype) for _ in range(4)]
     rows = torch.randn(max(TRIED_ROWS), 4096, generator=random).to(dtype)

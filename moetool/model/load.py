@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetool.arch.schema import expand
-from moetool.convert.plan import Step, derive_steps
+from moetool.convert.plan import BLOCKS, Step, derive_steps
 from moetool.convert.stream import stream, to_torch, torch_dtype
 from moetool.errors import NotEnoughMemory, Refused
 from moetool.extents import Extent, drop_from_cache
@@ -126,7 +126,7 @@ class WeightStore:
             self._coming.popleft()
 
     def _begin(self, name: str) -> None:
-        self._held[name] = self._readers.submit(self._load, name)
+        self._held[name] = self._readers.submit(self.load, name)
         self._held_nbytes += self._nbytes(name)
 
     def _make_room(self, needed: int, keep: set[str]) -> bool:
@@ -155,7 +155,8 @@ class WeightStore:
         found = to_torch(data, step.target.dtype, (len(wanted), part.columns))
         return found[[place[row] for row in index_T.tolist()]].to(self.device, self.dtype)
 
-    def _load(self, name: str) -> torch.Tensor:
+    def load(self, name: str) -> torch.Tensor:
+        """Read a tensor onto the device, and hold nothing of it."""
         step = self.steps[name]
         raw = torch.empty(step.target.nbytes, dtype=torch.uint8)
         # A view that python copies into; torch's way to one needs numpy, which may be absent.
@@ -208,15 +209,17 @@ def open_weights(
 ) -> WeightStore:
     """Make the weights of a recognised checkpoint available on a device; nothing is read yet.
 
-    ``dtype``: of matrices and activations; None keeps the checkpoint's. ``budget``: bytes that
+    ``dtype``: of matrices and activations; None keeps the checkpoint's, and is bf16 where that is
+    quantised: blocks are decoded as they are read. ``budget``: bytes that
     weights may take; None is most of what is free on the device.
 
     Raises:
-        Refused: stored in a type that is not computed with (quantised blocks, float8).
+        Refused: stored in a type that is not computed with (float8, blocks not decoded here).
         NotEnoughMemory: the budget does not hold the largest tensor.
     """
     steps = canonical_steps(checkpoint.catalog, recognized)
-    kept = torch_dtype(main_dtype(checkpoint.catalog.tensors.values()))
+    main = main_dtype(checkpoint.catalog.tensors.values())
+    kept = torch.bfloat16 if main in BLOCKS else torch_dtype(main)
     allowed = available_nbytes(device) if budget is None else budget
     store = WeightStore(checkpoint, steps, device, dtype or kept, allowed)
     largest = max(step.target.nbytes for step in steps.values())
@@ -235,11 +238,11 @@ def canonical_steps(catalog: Catalog, recognized: Recognized) -> dict[str, Step]
         Refused: a tensor is stored in a type that is not computed with.
     """
     for info in catalog.tensors.values():
-        if info.dtype not in RUNNABLE:
+        if info.dtype not in RUNNABLE | BLOCKS:
             raise Refused(
                 f"{info.name} is {info.dtype.label}, which is not run yet",
                 hint="run the checkpoint it was made from (f32, f16 or bf16)",
             )
     target = expand(recognized.architecture.raw, recognized.args)
-    steps = derive_steps(catalog, recognized.layout, target, recognized.args)
+    steps = derive_steps(catalog, recognized.layout, target, recognized.args, decoded=DType.F32)
     return {step.target.name: step for step in steps}

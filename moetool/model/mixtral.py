@@ -195,7 +195,8 @@ class Transformer:
                 attend(q, *place.remember(layer, k, v), self.args.sliding_window)
                 for place, q, k, v in zip(chunk, q_TNH, k_TKH, v_TKH, strict=True)
             ]
-            streams.append(here_TD + linear(torch.cat(found_TNH).flatten(1), wo))
+            addend_TD = linear(torch.cat(found_TNH).flatten(1), wo)
+            streams.append(here_TD + self._joined(addend_TD).to(here_TD.dtype))
             at += sum(sizes)
         return torch.cat(streams)
 
@@ -209,7 +210,8 @@ class Transformer:
         if self.args.n_experts:
             return h_TD + self._mixture(layer, x_TD, probe)
         matrices = [self.weights[name] for name in self._expert_names(layer, [None])]
-        return h_TD + torch.cat([swiglu(x, *matrices) for x in torch.split(x_TD, CHUNK)])
+        addend_TD = torch.cat([swiglu(x, *matrices) for x in torch.split(x_TD, CHUNK)])
+        return h_TD + self._joined(addend_TD).to(h_TD.dtype)
 
     def _mixture(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
         gate_ED = self.weights[f"layers.{layer}.feed_forward.gate.weight"]
@@ -230,7 +232,11 @@ class Transformer:
             # No token chooses an expert twice: each row gets one addend, in the order of experts.
             weights_S1 = routing.weights_TA[token_S, place_S, None]
             sum_TD.index_add_(0, token_S, y_SD.float() * weights_S1)
-        return sum_TD.to(x_TD.dtype)
+        return self._joined(sum_TD).to(x_TD.dtype)
+
+    def _joined(self, addend_TD: Tensor) -> Tensor:
+        """A sum over heads or experts; all of it is here, unless several processes share them."""
+        return addend_TD
 
     def _norm(self, layer: int, name: str, h_TD: Tensor) -> Tensor:
         weight_D = self.weights[f"layers.{layer}.{name}.weight"]

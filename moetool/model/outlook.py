@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moetool.model.load import WeightStore
 
 TORCH_NBYTES = 240 << 20  # what `import torch` takes
-SLOW_NBYTES = 2 << 30  # weights below that are read before anybody wonders
+MUCH_NBYTES = 2 << 30  # what takes less is done before anybody wonders
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def foresee(weights: WeightStore, args: ModelArgs, work: Work) -> Outlook:
         NotEnoughMemory: what is held on a CPU does not leave the room that the run needs beside it.
     """
     held = min(weights.nbytes, weights.budget)
-    slow = weights.nbytes_stored >= SLOW_NBYTES or not weights.resident
+    slow = weights.nbytes_stored >= MUCH_NBYTES or not weights.resident
     outlook = Outlook(
         weights_nbytes=weights.nbytes,
         held_nbytes=held,

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import Slot, expand
-from moetool.convert.plan import FLOATS, Plan, Shard, Step, derive_steps
+from moetool.convert.plan import BLOCKS, FLOATS, Plan, Shard, Step, derive_steps
 from moetool.convert.stream import computing, stream
 from moetool.errors import Refused
 from moetool.formats import open_checkpoint
+from moetool.tensors import DType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,8 @@ class Weights:
     """An opened checkpoint in canonical form.
 
     ``steps`` has one step for each canonical tensor, in the order of the raw release; its target
-    has the raw name and shape, and the storage type of the source.
+    has the raw name and shape, and the storage type of the source; of quantised blocks the weights
+    that they stand for are seen, in f32.
     """
 
     checkpoint: FileCheckpoint
@@ -134,7 +136,8 @@ def see(checkpoint: FileCheckpoint, recognized: Recognized) -> Weights:
     """
     layout, args = recognized.layout, recognized.args
     infos = {name: checkpoint.catalog.tensors[name] for name in layout}
-    strange = sorted({info.dtype.label for info in infos.values() if info.dtype not in FLOATS})
+    known = FLOATS | BLOCKS
+    strange = sorted({info.dtype.label for info in infos.values() if info.dtype not in known})
     if strange:
         raise Refused(
             f"holds {', '.join(strange)}, whose values are not the model's own",
@@ -147,7 +150,8 @@ def see(checkpoint: FileCheckpoint, recognized: Recognized) -> Weights:
         for name, stored in expand(recognized.architecture.raw, args).items()
         if stored.cells[0].slot in held
     }
-    steps = derive_steps(replace(checkpoint.catalog, tensors=infos), layout, raw, args)
+    catalog = replace(checkpoint.catalog, tensors=infos)
+    steps = derive_steps(catalog, layout, raw, args, decoded=DType.F32)
     slots = [stored.cells[0].slot for stored in raw.values()]
     return Weights(checkpoint, recognized, dict(zip(slots, steps, strict=True)))
 

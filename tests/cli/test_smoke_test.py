@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from moetool.cli.smoke_test import strip
+from moetool.cli.app import run
+from moetool.cli.smoke_text import strip
 
 
 @pytest.fixture
@@ -16,6 +17,30 @@ def copy(tiny_release, tmp_path):
     target = tmp_path / "copy"
     shutil.copytree(tiny_release, target)
     return target
+
+
+@pytest.fixture
+def here(capsys):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def invoke(*words):
+        code = run(["smoke-test", *map(str, words)])
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return invoke
+
+
+@pytest.fixture
+def looked(here):
+    """Run with --json and no text: exit code, checks by name, and the whole report."""
+
+    def invoke(*words):
+        code, out, _ = here(*words, "--max-tokens", 0, "--json", "--quiet")
+        report = json.loads(out)
+        return code, {check["name"]: check for check in report.get("checks", ())}, report
+
+    return invoke
 
 
 def write_into(folder, tensor, data, offset=0):
@@ -40,14 +65,17 @@ def test_the_release_passes_and_talks(moetool, tiny_release):
 def test_json_is_one_document_with_the_text_inside(moetool, tiny_release):
     done = moetool("smoke-test", tiny_release, "--max-tokens", 8, "--json", check=0)
     report = json.loads(done.stdout)
-    assert (report["schema"], report["version"], report["ok"]) == ("moetool.smoke-test", 1, True)
+    assert (report["schema"], report["version"], report["ok"]) == ("moetool.smoke-test", 2, True)
     assert report["release"] == "tiny-mixtral-8x1m"
-    assert report["continuation"]["text"]
-    assert len(report["continuation"]["tokens"]) <= 8
+    assert len(report["continuations"]) == 3
+    for continuation in report["continuations"]:
+        assert continuation["text"]
+        assert len(continuation["tokens"]) <= 8
+        assert continuation["entropy"] > 0
     assert {check["level"] for check in report["checks"]} == {"L0", "L1", "L3"}
     assert {check["verdict"] for check in report["checks"]} == {"PASS"}
     load = report["layers"][0]["load"]
-    assert sum(load) == 2 * report["figures"]["text_tokens"]
+    assert sum(load) == 2 * report["figures"]["text_tokens"] == 2 * len(report["text_tokens"])
 
 
 @pytest.mark.parametrize(("file_format", "layout"), [("safetensors", "hf"), ("gguf", "gguf")])
@@ -61,7 +89,7 @@ def test_a_converted_release_says_the_same_to_the_last_bit(
         for path in (tiny_release, out)
     )
     assert converted["layout"] == layout
-    assert raw["continuation"] == converted["continuation"]
+    assert raw["continuations"] == converted["continuations"]
     assert raw["layers"] == converted["layers"]
     levels = [[c for c in report["checks"] if c["level"] == "L3"] for report in (raw, converted)]
     assert levels[0] == levels[1]
@@ -82,7 +110,7 @@ def test_json_stays_json_where_values_are_nan(moetool, copy):
 
     done = moetool("smoke-test", copy, "--json", check=3)
     report = json.loads(done.stdout, parse_constant=refuse)
-    assert report["continuation"] is None
+    assert report["continuations"] == []
     failed = {check["name"] for check in report["checks"] if check["verdict"] == "FAIL"}
     assert failed >= {"no NaN", "finite layers", "loss"}
 
@@ -94,7 +122,7 @@ def test_theta_10000_in_params_json_is_exit_3(moetool, copy):
     report = json.loads(done.stdout)
     failed = {check["name"] for check in report["checks"] if check["verdict"] == "FAIL"}
     assert failed == {"rope_theta", "loss band"}
-    assert report["continuation"] is None
+    assert report["continuations"] == []
 
 
 def test_another_tokenizer_is_exit_3(moetool, copy):
@@ -135,10 +163,22 @@ def test_a_gpu_that_is_not_there_is_exit_5(moetool, tiny_release):
 
 
 @pytest.mark.parametrize(
-    "words", [("--device", "gpu"), ("--dtype", "int8"), ("--temperature", "-1")]
-)
-def test_senseless_options_are_exit_2(moetool, tiny_release, words):
-    moetool("smoke-test", tiny_release, *words, check=2)
+    "words",
+    [
+        ("--device", "gpu"), ("--dtype", "int8"), ("--temperature", "-1"), ("--engine", "vllm"),
+        ("--quick", "--long"), ("--quick", "--against", "."), ("--logits", "absent.npy"),
+        ("--expect", "absent.json"),
+    ],
+)  # fmt: skip
+def test_senseless_options_are_exit_2(here, tiny_release, words):
+    assert here(tiny_release, *words)[0] == 2
+
+
+def test_the_engines_that_can_be_named_are_those_that_there_are():
+    from moetool.cli.smoke_test import ENGINES
+    from moetool.model.smoke import engines
+
+    assert tuple(engines.ENGINES) == ENGINES
 
 
 def test_without_a_tokenizer_ids_are_used_and_a_prompt_is_refused(moetool, copy):
@@ -148,14 +188,14 @@ def test_without_a_tokenizer_ids_are_used_and_a_prompt_is_refused(moetool, copy)
     verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
     assert verdicts["loss"] == verdicts["tokenizer"] == "NOT COVERED"
     assert verdicts["cached = one pass"] == verdicts["finite layers"] == "PASS"
-    assert len(report["continuation"]["tokens"]) == 4
+    assert len(report["continuations"][0]["tokens"]) == 4
     moetool("smoke-test", copy, "--prompt", "Once", check=4)
 
 
 def test_a_seed_makes_sampled_text_repeatable(moetool, tiny_release):
     words = ("--temperature", 1.5, "--seed", 1, "--max-tokens", 16, "--json")
     texts = [
-        json.loads(moetool("smoke-test", tiny_release, *words).stdout)["continuation"]["text"]
+        json.loads(moetool("smoke-test", tiny_release, *words).stdout)["continuations"][0]["text"]
         for _ in range(2)
     ]
     assert texts[0] == texts[1] != ""
@@ -187,3 +227,83 @@ def test_beside_its_source_one_bit_is_found(moetool, tiny_release, copy):
 
 def tmp_absent(folder):
     return folder.with_name("absent")
+
+
+def test_three_beginnings_are_continued_and_shown(here, tiny_release):
+    code, out, _ = here(tiny_release, "--max-tokens", 4, "--quiet")
+    assert code == 0
+    assert out.count("nats of choice") == 3
+
+
+def test_quick_reads_no_tensor_whole_and_says_so(looked, here, tiny_release):
+    code, checks, report = looked(tiny_release, "--quick")
+    assert code == 0
+    assert {check["level"] for check in checks.values()} == {"L0", "L1", "L3"}
+    unseen = {name for name, check in checks.items() if check["verdict"] == "NOT COVERED"}
+    assert unseen == {"bits", "loss band", "cached = one pass"}
+    assert report["figures"]["scan_nbytes"] == 0
+    _, out, _ = here(tiny_release, "--quick", "--max-tokens", 3, "--quiet")
+    assert "nats of choice" not in out  # one prompt, and it is streamed
+    assert "\nOnce upon a time" in out
+
+
+def test_what_was_recorded_is_expected(looked, tiny_release, copy, tmp_path):
+    """Equal the second time; a mantissa bit is named; neither replaced nor read if malformed."""
+    golden = tmp_path / "golden.json"
+    code, checks, _ = looked(tiny_release, "--record", golden)
+    assert (code, checks["golden"]["verdict"]) == (0, "NOT COVERED")
+    code, checks, _ = looked(tiny_release, "--expect", golden)
+    assert (code, checks["golden"]["level"], checks["golden"]["verdict"]) == (0, "L3", "PASS")
+    write_into(copy, "layers.1.feed_forward.experts.6.w3.weight", b"\x01", offset=1)
+    code, checks, _ = looked(copy, "--expect", golden)
+    assert code == 3
+    assert {n for n, check in checks.items() if check["verdict"] == "FAIL"} == {"golden"}
+    assert checks["golden"]["value"] == "layers.1 experts"
+    assert looked(tiny_release, "--record", golden)[0] == 7
+    assert looked(tiny_release, "--expect", golden, "--dtype", "float32")[0] == 4
+    assert looked(tiny_release, "--expect", golden, "--quick")[0] == 4
+    golden.write_text(golden.read_text().replace("text", "test"))
+    assert looked(tiny_release, "--expect", golden)[0] == 4
+
+
+def test_logits_of_another_engine_are_read_from_a_file(looked, tiny_release, copy, tmp_path):
+    """The tokens come from the report, the logits are ours; half a gate exchanged is a no."""
+    import torch
+
+    from moetool.cli.console import Console
+    from moetool.cli.running import running
+    from moetool.model.smoke.npy import write_floats
+
+    report = looked(tiny_release, "--quick")[2]
+    with running(tiny_release, "cpu", "float32", None, Console(quiet=True)) as opened:
+        ids = torch.tensor(report["text_tokens"])
+        logits = opened.model.forward(ids, opened.model.new_cache(len(ids)))
+    write_floats(tmp_path / "all.npy", logits)
+    write_floats(tmp_path / "last.npy", logits[-1])
+    files = ("--logits", tmp_path / "all.npy", "--logits", tmp_path / "last.npy")
+    code, checks, _ = looked(tiny_release, "--quick", *files)
+    found = [checks[f"logits of {name}.npy"] for name in ("all", "last")]
+    assert (code, {check["level"] for check in found}) == (0, {"L4"})
+    assert {check["verdict"] for check in found} == {"PASS"}
+    write_into(copy, "layers.1.feed_forward.experts.0.w1.weight", bytes(256 * 256 * 2))
+    write_into(copy, "layers.1.feed_forward.experts.1.w1.weight", bytes(256 * 256 * 2))
+    assert looked(copy, "--quick", *files)[0] == 3
+    assert looked(tiny_release, *files)[0] == 4  # 910 tokens, not 128
+    (tmp_path / "all.npy").write_bytes(b"\x93NUMPY")
+    assert looked(tiny_release, "--quick", *files)[0] == 4
+
+
+def test_needles_are_asked_for_with_long_only(looked, tiny_release):
+    names = {f"needle at {size}" for size in (4096, 16384, 32768)}
+    code, checks, _ = looked(tiny_release, "--long")
+    assert code == 0
+    assert {checks[name]["verdict"] for name in names} == {"NOT COVERED"}
+
+
+def test_an_engine_that_cannot_read_the_format_is_not_covered(looked, tiny_release):
+    words = ("--quick", "--engine", "transformers", "--engine", "llama.cpp")
+    code, checks, _ = looked(tiny_release, *words)
+    assert code == 0
+    for name in ("transformers", "llama.cpp"):
+        check = checks[f"logits of {name}"]
+        assert (check["level"], check["verdict"]) == ("L4", "NOT COVERED")

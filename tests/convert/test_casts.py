@@ -322,8 +322,25 @@ def test_blocks_of_quantised_weights_are_not_rearranged(small_args):
     infos = {n: TensorInfo(n, DType.Q8_0, s.shape) for n, s in layout.items()}
     with pytest.raises(Refused, match="q8_0, which cannot be transposed or cast"):
         derive_steps(Catalog("gguf", infos, {}), layout, expand(MISTRAL_PACKED, args), args)
-    with pytest.raises(Refused, match="cannot be transposed or cast"):
+    infos = {n: TensorInfo(n, DType.IQ4_NL, s.shape) for n, s in layout.items()}
+    with pytest.raises(Refused, match="iq4_nl, which cannot be transposed or cast"):
         derive_steps(Catalog("gguf", infos, {}), layout, layout, args, dtype=DType.F16)
+
+
+def test_blocks_that_are_decoded_become_any_type(small_args):
+    """By ``dtype`` all, by ``decoded`` what is quantised and nothing else."""
+    args = replace(small_args, dim=64, hidden_dim=64)
+    layout = expand(GGUF, args)
+    infos = {n: TensorInfo(n, DType.Q8_0, s.shape) for n, s in layout.items()}
+    infos["output_norm.weight"] = TensorInfo("output_norm.weight", DType.F32, (64,))
+    catalog, raw = Catalog("gguf", infos, {}), expand(MISTRAL, args)
+    for options, norm in ({"dtype": DType.F16}, DType.F16), ({"decoded": DType.F16}, DType.F32):
+        made = {
+            s.target.name: s.target.dtype
+            for s in derive_steps(catalog, layout, raw, args, **options)
+        }
+        assert made.pop("norm.weight") is norm
+        assert set(made.values()) == {DType.F16}
 
 
 @pytest.mark.parametrize("words", [("safetensors", "hf"), ("pth", "mistral")])

@@ -61,19 +61,19 @@ def test_the_choice_is_the_quicker_way(monkeypatch):
     ]:
         seconds = iter([slow_mv, 1.0, slow_linear, 1.0, slow_linear, 1.0])
         monkeypatch.setattr(kernels, "_seconds", lambda *_args, seconds=seconds: next(seconds))
-        chosen_for.cache_clear()
+        monkeypatch.setattr(kernels, "_SETTLED", {})
         assert chosen_for(torch.bfloat16) == expected
-    monkeypatch.undo()
-    chosen_for.cache_clear()
 
 
 def test_trying_is_quick_and_is_done_once(monkeypatch):
     """The trial itself runs; a second product asks nobody."""
-    chosen_for.cache_clear()
+    monkeypatch.setattr(kernels, "_SETTLED", {})
     first = chosen_for(torch.bfloat16)
     monkeypatch.setattr(kernels, "_seconds", None)
     assert chosen_for(torch.bfloat16) is first
     assert "for one row" in str(first)
+    kernels.settle(torch.bfloat16, Choice(widened_from=7))
+    assert chosen_for(torch.bfloat16) == Choice(widened_from=7)
 
 
 def test_small_products_are_not_worth_a_trial(monkeypatch):

@@ -179,12 +179,12 @@ def test_norms_and_routers_keep_the_type_they_are_stored_in(in_layout, recognize
     assert weights["layers.0.attention.wq.weight"].dtype == torch.bfloat16
 
 
-def test_quantised_tensors_are_refused_by_name(recognized, random_checkpoint, odd_args):
+def test_types_that_are_not_decoded_are_refused_by_name(recognized, random_checkpoint, odd_args):
     checkpoint = random_checkpoint(odd_args)
     infos = dict(checkpoint.catalog.tensors)
-    infos["output.weight"] = TensorInfo("output.weight", DType.Q8_0, (72, 32))
+    infos["output.weight"] = TensorInfo("output.weight", DType.IQ4_NL, (72, 32))
     checkpoint.catalog = Catalog("gguf", infos, {})
-    with pytest.raises(Refused, match=r"output\.weight is q8_0"):
+    with pytest.raises(Refused, match=r"output\.weight is iq4_nl"):
         open_weights(checkpoint, recognized(), CPU)
 
 

@@ -199,8 +199,8 @@ def test_raw_and_converted_pass_with_equal_logits(sound, tiny_release):
         test.scan(lambda _done, _note: None)
         test.observe(lambda _done, _note: None)
         assert test.report(Path(layout)).ok
-        _, tokens = test.prompt("Once there was")
-        logits.append(test.model.forward(torch.tensor(tokens), test.model.new_cache(64)))
+        (once,) = test.prompts("Once there was")
+        logits.append(test.model.forward(torch.tensor(once.tokens), test.model.new_cache(64)))
         losses.add(next(check.value for check in test.checks if check.name == "loss"))
     assert all(torch.equal(logits[0], each) for each in logits[1:])
     assert len(losses) == 1
@@ -259,13 +259,14 @@ def test_greedy_continuations_are_those_of_transformers(sound, golden, tiny_rele
     test = SmokeTest(checkpoint, recognized, tiny_release, CPU, dtype=torch.float32)
     assert len(golden["greedy"]) >= 4
     for domain, entry in golden["greedy"].items():
-        text, ids = test.prompt(entry["prompt"])
+        (writing,) = test.prompts(entry["prompt"])
+        ids = writing.tokens
         assert ids == entry["prompt_ids"]
         made = list(generate(test.model, ids, len(entry["output_ids"])))
         assert made == entry["output_ids"], domain
         stream = test.subject.tokenizer.stream(ids)
         assert "".join(map(stream.push, made)) + stream.flush() == entry["output"]
-        assert text == entry["prompt"]
+        assert writing.prompt == entry["prompt"]
 
 
 def test_the_loss_is_that_of_transformers(sound, golden, tiny_release):

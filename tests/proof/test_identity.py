@@ -65,18 +65,27 @@ def test_progress_ends_with_all_bytes(small_tensors, write_release):
     assert seen[-1] == found.nbytes == sum(t.nbytes for t in small_tensors.values())
 
 
-def test_quantised_blocks_have_no_identity(quantised):
-    """They are not the model's values; the refusal says what to give instead."""
+def test_quantised_blocks_are_the_weights_they_stand_for(quantised, moetool, tmp_path):
+    """Copied as blocks or decoded to f32, the identity is the same, and the certificate says so."""
+    for name, options in (("copy", ["--to", "gguf"]), ("raw", ["--to", "pth", "--dtype", "f32"])):
+        out = tmp_path / name
+        done = moetool("convert", quantised, *options, "--out", out, check=0)
+        assert "EQUAL" in done.stdout
+        assert of(out).root == of(quantised).root
+    done = moetool("convert", quantised, "--to", "pth", "--dtype", "f16", "--out",
+                   tmp_path / "f16", check=0)  # fmt: skip
+    assert "ROUNDED" in done.stdout
+
+
+def test_blocks_that_are_not_decoded_have_no_identity(strangely_quantised, moetool, tmp_path):
+    """The refusal says what to give instead; copies are made, and the note says what they lack."""
     with pytest.raises(Refused) as caught:
-        of(quantised)
-    assert "q8_0" in str(caught.value)
+        of(strangely_quantised)
+    assert "iq4_nl" in str(caught.value)
     assert "made from" in caught.value.hint
-
-
-def test_quantised_blocks_are_converted_without_a_certificate(quantised, moetool, tmp_path):
-    """Into other files of the same format: copies, and the note says what is not there."""
-    done = moetool("convert", quantised, "--to", "gguf", "--out", tmp_path / "copy", check=0)
-    assert "no certificate: q8_0" in done.stderr
+    done = moetool("convert", strangely_quantised, "--to", "gguf", "--out", tmp_path / "copy",
+                   check=0)  # fmt: skip
+    assert "no certificate: iq4_nl" in done.stderr
     assert not (tmp_path / "copy" / "moetool-certificate.json").exists()
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetool.errors import Refused
-from moetool.model.smoke.behaviour import shipped_text
+from moetool.model.parallel.pipeline import Pipeline
 from moetool.model.smoke.checks import Check, judge, number
-from moetool.model.smoke.lockstep import Lockstep, by_layer, run_lockstep
+from moetool.model.smoke.lockstep import Lockstep, by_layer, join, run_lockstep
+from moetool.model.smoke.text import shipped_text
 from moetool.tensors import DType, main_dtype
 
 if TYPE_CHECKING:
@@ -65,9 +66,11 @@ def compare(
                 hint="moetool diff says what else differs",
             )
     ours, theirs = main_dtype_of(source[0]), main_dtype_of(subject[0])
-    _, tokens = shipped_text(source[0])
-    tokens_T = torch.tensor(tokens, device=source[1].weights.device)
+    text = shipped_text(source[0])
+    tokens_T = torch.tensor(text.tokens, device=source[1].weights.device)
     lockstep = run_lockstep(source[1], subject[1], tokens_T, note)
+    if isinstance(source[1], Pipeline):
+        lockstep = join(source[1].ranks.share(lockstep))
     lossless = ours is theirs or (BITS[theirs] >= BITS[DType.F32] and BITS[theirs] >= BITS[ours])
     return Pair(source[0], subject[0], source[2], subject[2], lockstep, lossless)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from moetool.model.device import Memory
+    from moetool.model.parallel.shared import RankMemory
 
 
 class Verdict(Enum):
@@ -27,7 +28,8 @@ class Verdict(Enum):
 class Check:
     """One statement about a checkpoint, its verdict, and in words what was seen.
 
-    ``level``: L0 config and tokenizer, L1 bits, L2 beside the source, L3 behaviour.
+    ``level``: L0 config and tokenizer, L1 bits, L2 beside the source, L3 behaviour, L4 beside
+    other engines.
     """
 
     level: str
@@ -58,11 +60,16 @@ def number(value: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class LayerView:
-    """One layer over the shipped text: size of the stream behind its halves, tokens per expert."""
+    """One layer over the shipped text: size of the stream behind its halves, tokens per expert.
+
+    ``digest_*``: XXH3-128 of the stream's bytes there; ``load`` is empty in a dense layer.
+    """
 
     rms_attention: float | None
     rms_experts: float | None
     load: tuple[int, ...]
+    digest_attention: str
+    digest_experts: str
 
     @property
     def entropy(self) -> float:
@@ -73,16 +80,23 @@ class LayerView:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What the model wrote; no check, a person judges it."""
+    """What the model wrote; no check, a person judges it.
+
+    ``entropy`` is that of its first token, in nats: near 0 the prompt leaves no choice.
+    """
 
     prompt: str
     text: str
     tokens: tuple[int, ...]
+    entropy: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What it took; seconds are wall clock, bytes are bytes."""
+    """What it took; seconds are wall clock, bytes are bytes.
+
+    ``ranks``: what each of several processes took; weights are those of all, memory is rank 0's.
+    """
 
     scan_nbytes: int
     scan_seconds: float
@@ -96,14 +110,18 @@ class Figures:
     weights_resident: bool
     weights_nbytes_read: int
     memory: Memory
+    ranks: tuple[RankMemory, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SmokeReport:
-    """Everything a smoke test found; ``release`` is the known one of the same geometry."""
+    """Everything a smoke test found; ``release`` is the known one of the same geometry.
+
+    ``text_tokens`` are the ids that the model was run over, for who wants to ask another engine.
+    """
 
     schema: ClassVar[str] = "moetool.smoke-test"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     path: str
     format: str
@@ -113,7 +131,8 @@ class SmokeReport:
     dtype: str
     checks: tuple[Check, ...]
     layers: tuple[LayerView, ...]
-    continuation: Continuation | None
+    continuations: tuple[Continuation, ...]
+    text_tokens: tuple[int, ...]
     figures: Figures
 
     @property

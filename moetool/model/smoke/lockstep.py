@@ -11,12 +11,15 @@ computes both, in the same groups of tokens. At any time one layer of each is ne
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from moetool.model.parallel.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from moetool.model.mixtral import Routing, Transformer
@@ -104,13 +107,18 @@ def run_lockstep(
     tokens_T: Tensor,
     note: Callable[[int], None] = lambda _layer: None,
 ) -> Lockstep:
-    """Run both over the same tokens, B on A's stream; ``note`` gets each layer when it is done."""
+    """Run both over the same tokens, B on A's stream; ``note`` gets each layer when it is done.
+
+    Two pipelines are cut alike: each rank compares its layers, on the stream that A hands on.
+    """
     began, found = time.perf_counter(), _Comparison()
     places = [[model.new_cache(len(tokens_T)).take(len(tokens_T))] for model in (a, b)]
-    h_TD, other = a.embed(tokens_T), b.embed(tokens_T)
-    found.add(None, "embeddings", h_TD, other)
+    layers, n_layers = _layers(a), a.args.n_layers
+    h_TD = a.embed(tokens_T)
+    if layers.start == 0:
+        found.add(None, "embeddings", h_TD, b.embed(tokens_T))
     silent: list[tuple[int, int]] = []
-    for layer in range(a.args.n_layers):
+    for layer in layers:
         before, h_TD = h_TD, a.attention(layer, h_TD, places[0])
         found.add(layer, "attention", h_TD, b.attention(layer, before, places[1]))
         seen, theirs = _Seen(), _Seen()
@@ -119,9 +127,28 @@ def run_lockstep(
         _compare_experts(found, layer, seen, theirs, (h_TD, after))
         silent += [(layer, e) for e in range(a.args.n_experts) if e not in seen.outputs]
         note(layer)
-    found.add(None, "output", a.logits(h_TD), b.logits(h_TD))
+    if isinstance(a, Pipeline):
+        h_TD = a.hand_on(h_TD)
+    ours_TV, theirs_TV = a.logits(h_TD), b.logits(h_TD)
+    if layers.stop == n_layers:
+        found.add(None, "output", ours_TV, theirs_TV)
     seconds = time.perf_counter() - began
     return Lockstep(len(tokens_T), found.n_parts, tuple(found.differing), tuple(silent), seconds)
+
+
+def _layers(model: Transformer) -> range:
+    return model.layers if isinstance(model, Pipeline) else range(model.args.n_layers)
+
+
+def join(parts: Sequence[Lockstep]) -> Lockstep:
+    """One comparison of what the ranks have compared, each its layers."""
+    return Lockstep(
+        n_tokens=parts[0].n_tokens,
+        n_parts=sum(part.n_parts for part in parts),
+        differing=tuple(chain(*(part.differing for part in parts))),
+        silent=tuple(chain(*(part.silent for part in parts))),
+        seconds=max(part.seconds for part in parts),
+    )
 
 
 def _compare_experts(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from moetool.convert.ops import Halve, Interleave, Transpose, simplify
 from moetool.convert.plan import COPY_CHUNK, HELD_NBYTES, Step
-from moetool.convert.stream import stream, to_bytes, to_torch, torch_dtype
+from moetool.convert.stream import stream, to_bytes, to_torch, torch_dtype, values_of
 from moetool.proof.narrow import in_type
 from moetool.tensors import TensorInfo
 
@@ -151,7 +151,7 @@ def value_at(weights: Weights, slot: Slot, index: int) -> float:
                 head_rows = part.shape[0] // n_heads
                 head, within = divmod(row, head_rows)
                 row = head * head_rows + op.order(head_rows)[within]
-    size = part.dtype.type_size
-    at = (part.start + row) * part.row_nbytes + column * size
-    value = to_torch(weights.checkpoint.read(part.source, at, at + size), part.dtype, (1,))
-    return float(value)
+    size, (block, within) = part.dtype.type_size, divmod(column, part.dtype.block_size)
+    at = (part.start + row) * part.row_nbytes + block * size
+    content = weights.checkpoint.read(part.source, at, at + size)
+    return float(values_of(content, part.dtype)[within])

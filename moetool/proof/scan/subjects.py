@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import Role, Slot, expand
-from moetool.convert.plan import FLOATS, Part, Step, derive_steps
+from moetool.convert.plan import BLOCKS, FLOATS, Part, Step, derive_steps
 from moetool.errors import ArchError, FormatError
+from moetool.tensors import DType
 
 if TYPE_CHECKING:
     from moetool.formats import FileCheckpoint
-    from moetool.tensors import Catalog, DType, TensorInfo
+    from moetool.tensors import Catalog, TensorInfo
+
+READABLE = FLOATS | BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class Subject:
         """The rest, by storage type, most bytes first."""
         groups: dict[DType, list[TensorInfo]] = {}
         for info in self.checkpoint.catalog.tensors.values():
-            if info.dtype not in FLOATS:
+            if info.dtype not in READABLE:
                 groups.setdefault(info.dtype, []).append(info)
         total = max(1, self.checkpoint.catalog.nbytes)
         found = [_not_covered(dtype, infos, total) for dtype, infos in groups.items()]
@@ -105,9 +108,9 @@ def _by_role(catalog: Catalog, recognized: Recognized) -> Iterator[Item]:
     readable = {
         name: stored
         for name, stored in raw.items()
-        if catalog.tensors[holders[slots[name]].name].dtype in FLOATS
+        if catalog.tensors[holders[slots[name]].name].dtype in READABLE
     }
-    steps = derive_steps(catalog, recognized.layout, readable, recognized.args)
+    steps = derive_steps(catalog, recognized.layout, readable, recognized.args, decoded=DType.F32)
     for step in steps:
         slot = slots[step.target.name]
         holder = holders[slot]

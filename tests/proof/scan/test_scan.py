@@ -100,7 +100,7 @@ def test_strict_makes_warnings_count(look, raw):
 def quantised(held, names):
     """Say that tensors are stored in a type that is not decoded."""
     infos = {
-        name: TensorInfo(name, DType.Q8_0 if name in names else info.dtype, info.shape)
+        name: TensorInfo(name, DType.IQ4_NL if name in names else info.dtype, info.shape)
         for name, info in held.catalog.tensors.items()
     }
     data = {name: bytes(info.nbytes) for name, info in infos.items() if name in names}
@@ -119,7 +119,7 @@ def test_types_that_are_not_decoded_are_listed_and_the_rest_is_scanned(laid_out)
     report = scan(quantised(wrong, names))
     assert [found.code for found in report.findings] == ["nan"]
     (group,) = report.not_covered
-    assert (group.dtype, group.n_tensors, set(group.names)) == ("q8_0", ARGS.n_layers, names)
+    assert (group.dtype, group.n_tensors, set(group.names)) == ("iq4_nl", ARGS.n_layers, names)
     total = report.nbytes + group.nbytes
     assert group.share == pytest.approx(group.nbytes / total)
     assert report.n_tensors == 3 + ARGS.n_layers * (7 + ARGS.n_experts)  # no w1, no w3

@@ -1,0 +1,45 @@
+"""What the block formats share: fields of a block, and the packed scales of q4_k and q5_k."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def halves(block_BN: Tensor, at: int) -> Tensor:
+    """The f16 at byte ``at`` of each block, as float32 ``[B, 1]``."""
+    return block_BN[:, at : at + 2].contiguous().view(torch.float16).float()
+
+
+def nibbles(packed_BN: Tensor) -> Tensor:
+    """Low halves of all bytes, then high halves: ``[B, N]`` -> ``[B, 2, N]``."""
+    return torch.stack((packed_BN & 15, packed_BN >> 4), 1)
+
+
+def fields(packed_BN: Tensor, width: int) -> Tensor:
+    """Fields of ``width`` bits, lowest first: ``[B, N]`` -> ``[B, 8 / width, N]``."""
+    mask = (1 << width) - 1
+    return torch.stack([packed_BN >> shift & mask for shift in range(0, 8, width)], 1)
+
+
+def fifth_bits(block_BN: Tensor, at: int) -> Tensor:
+    """Bit j of the little-endian u32 at byte ``at`` is bit 4 of weight j: ``[B, 32]``, 0 or 16."""
+    bits_B48 = block_BN[:, at : at + 4, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    return bits_B48.flatten(1) << 4
+
+
+def scales_and_mins(packed_B12: Tensor) -> tuple[Tensor, Tensor]:
+    """Eight scales and eight minima of 6 bits in 12 bytes, as float32 ``[B, 8]`` each.
+
+    byte 0-3    scale 0-3, above them bits 4-5 of scale 4-7
+    byte 4-7    min 0-3, above them bits 4-5 of min 4-7
+    byte 8-11   bits 0-3 of scale 4-7, above them bits 0-3 of min 4-7
+    """
+    first, second, third = packed_B12[:, 0:4], packed_B12[:, 4:8], packed_B12[:, 8:12]
+    scales = torch.cat((first & 63, third & 15 | first >> 6 << 4), 1)
+    mins = torch.cat((second & 63, third >> 4 | second >> 6 << 4), 1)
+    return scales.float(), mins.float()

@@ -1,0 +1,21 @@
+"""Eight bits and one scale: weight = d * q.
+
+byte 0-1     d, f16
+byte 2-33    q of 32 weights, int8
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from moetool.quant.bits import halves
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def decode(block_BN: Tensor) -> Tensor:
+    """Blocks ``[B, 34]`` -> weights ``[B, 32]``."""
+    return halves(block_BN, 0) * block_BN[:, 2:].view(torch.int8).float()

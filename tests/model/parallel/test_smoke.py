@@ -1,0 +1,35 @@
+"""The smoke test under torchrun: every rank looks at its own, the first one says it all."""
+
+from __future__ import annotations
+
+import json
+
+WORDS = ("--device", "cpu", "--max-tokens", "12", "--json")
+
+
+def test_a_smoke_test_sees_under_torchrun_what_it_sees_alone(moetool, torchrun, tiny_release):
+    """Every tensor, every layer to the last digest, beside a source, and the same words."""
+    words = ("smoke-test", tiny_release, "--against", tiny_release, *WORDS)
+    alone = json.loads(moetool(*words, check=0, env={"OMP_NUM_THREADS": "1"}).stdout)
+    done = torchrun(2, *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(alone["layers"]) == 4
+    for part in ("checks", "layers", "continuations", "text_tokens"):
+        assert found[part] == alone[part]
+    assert found["figures"]["scan_nbytes"] == alone["figures"]["scan_nbytes"]
+    assert found["figures"]["weights_nbytes"] == alone["figures"]["weights_nbytes"]
+    assert len(found["figures"]["ranks"]) == 4  # two ranks, two models
+    assert all(rank["held"] == rank["planned"] for rank in found["figures"]["ranks"])
+
+
+def test_damage_is_found_by_the_rank_that_has_it_and_told_by_the_first(ranks_of, damaged):
+    """The last layer is rank 1's: NaN there fails the checks, and nothing is written."""
+    codes, output, _ = ranks_of(2, "smoke-test", damaged, *WORDS)
+    assert codes == [3, 3]
+    found = json.loads(output)
+    failed = {check["name"]: check["detail"] for check in found["checks"]
+              if check["verdict"] == "FAIL"}  # fmt: skip
+    assert failed["no NaN"] == "layers.3 expert 2 w2 row 0 column 0"
+    assert failed["finite layers"] == "first not finite: layers.3 experts"
+    assert not found["continuations"]
