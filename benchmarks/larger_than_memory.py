@@ -54,6 +54,7 @@ class Run:
     nbytes_read: int
     peak_nbytes: int
     printed: str
+    killed: bool
 
 
 class Group:
@@ -79,11 +80,12 @@ class Group:
         seconds = time.perf_counter() - began
         lines = Path(f"/proc/{process.pid}/io").read_text().splitlines()
         fields = dict(line.split(": ") for line in lines)
-        if process.wait():
+        killed = process.wait() == -9  # by the limit
+        if process.returncode not in {0, 3, -9}:  # random weights are worse than chance: 3
             sys.exit(f"{command} ended with {process.returncode}")
         name = "memory.max_usage_in_bytes" if self._v1 else "memory.peak"
         peak = int((self.folder / name).read_text())
-        return Run(seconds, int(fields["read_bytes"]), peak, printed)
+        return Run(seconds, int(fields["read_bytes"]), peak, printed, killed)
 
     def close(self) -> None:
         """Take the group away."""
@@ -148,6 +150,9 @@ def beside(group: Group, folder: Path, raw: Path, n_tokens: int) -> None:
     for path in hf.glob("*.safetensors"):
         forget(path)
     run = group.run([sys.executable, "-c", OFFLOAD, str(hf), str(offload), str(n_tokens)])
+    if run.killed:
+        print(f"transformers, disk offload: killed by the limit after {run.seconds:.1f} s")
+        return
     extra = sum(path.stat().st_size for path in offload.rglob("*") if path.is_file())
     print(f"transformers, disk offload: {run.seconds:.1f} s, {extra / 1e9:.1f} GB more on the "
           f"disk, peak {run.peak_nbytes / 1e9:.2f} GB")  # fmt: skip

@@ -78,6 +78,20 @@ class FileCheckpoint:
             raise MoetoolError(f"{name} has no bytes {start}:{end}", where=str(extent.path))
         return self.sources[extent.path].pread(extent.offset + start, end - start)
 
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the stored bytes from ``start`` on; nothing is held in between.
+
+        Raises:
+            ReadFailed, TruncatedFile: the machine could not read, or the file has shrunk.
+        """
+        extent = self.catalog.extents[name]
+        source, offset = self.sources[extent.path], extent.offset + start
+        while buffer:
+            got = source.pread_into(buffer, offset)
+            if not got:
+                source.pread(offset, len(buffer))  # says where the file ends
+            offset, buffer = offset + got, buffer[got:]
+
     def close(self) -> None:
         """Close the files; closing twice is harmless."""
         for source in self.sources.values():

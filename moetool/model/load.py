@@ -161,11 +161,7 @@ class WeightStore:
         raw = torch.empty(step.target.nbytes, dtype=torch.uint8)
         # A view that python copies into; torch's way to one needs numpy, which may be absent.
         room = memoryview((ctypes.c_uint8 * raw.numel()).from_address(raw.data_ptr())).cast("B")
-        at = 0
-        for chunk in stream(self._checkpoint, step):
-            size = memoryview(chunk).nbytes
-            room[at : at + size] = memoryview(chunk).cast("B")
-            at += size
+        self._fill(room, step)
         self._count(sum(part.nbytes for part in step.parts))
         if self._pass_through:
             self._forget(step)
@@ -177,6 +173,19 @@ class WeightStore:
                 f"no room for {name} ({step.target.nbytes} bytes) on {self.device}",
                 hint="--device cpu, or free some of the device's memory",
             ) from error
+
+    def _fill(self, room: memoryview, step: Step) -> None:
+        """Have the bytes of a target in memory, read in place where they are the source's own."""
+        read_into = getattr(self._checkpoint, "read_into", None)
+        if step.is_copy and read_into:
+            for part in step.parts:
+                read_into(part.source, part.byte_range[0], room[: part.nbytes])
+                room = room[part.nbytes :]
+            return
+        for chunk in stream(self._checkpoint, step):
+            size = memoryview(chunk).nbytes
+            room[:size] = memoryview(chunk).cast("B")
+            room = room[size:]
 
     def _dtype(self, step: Step) -> torch.dtype:
         """Norms and routers stay as stored: they are small, and used in float32 anyway."""

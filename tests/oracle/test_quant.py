@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,15 @@ def test_weights_in_memory_are_the_decoded_blocks(quantised):
                 assert torch.equal(weights[name], matrix)
             return
     pytest.fail("no such tensor")
+
+
+@pytest.mark.parametrize("mix", ["Q8_0", "Q4_K_M"])
+def test_beside_its_source_a_quantised_gguf_is_within_the_band_of_its_type(
+    quantised, tiny_release, moetool, mix
+):
+    """The band is a few times what was seen: a zeroed expert or w1 for w3 is off by all of it."""
+    done = moetool("smoke-test", quantised(mix), "--against", tiny_release, "--max-tokens", 0,
+                   "--json", check=0)  # fmt: skip
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    (seen, band) = (checks["lockstep"][key] for key in ("value", "expected"))
+    assert band / 5 < seen < band < 0.3

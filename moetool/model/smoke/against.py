@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 SHAPES = ("dim", "n_layers", "hidden_dim", "vocab_size", "n_experts")
 BITS = {DType.BF16: 8, DType.F16: 11, DType.F32: 24, DType.F64: 53}
 ROOM = 8.0  # times the rounding of one value: sums of rounded terms stay well below it
+# Of a block: bits of a weight. The largest of 32 normal weights is at 2.4 deviations; 2^bits steps
+# over twice that are off by 1.4 / 2^bits of a deviation, as root mean square.
+BLOCK_BITS: dict[DType, float] = {
+    DType.Q8_0: 8.0, DType.Q6_K: 6.0, DType.Q5_0: 5.0, DType.Q5_1: 5.0, DType.Q5_K: 5.0,
+    DType.Q4_0: 4.0, DType.Q4_1: 4.0, DType.Q4_K: 4.0, DType.MXFP4: 3.5, DType.Q3_K: 3.0,
+    DType.Q2_K: 2.0,
+}  # fmt: skip
+BLOCK_ROOM = 2.5  # measured 1.1 to 1.2: three such matrices in an expert, one behind the other
 NAMED = 4  # parts or tensors that a line names
 
 
@@ -71,13 +79,26 @@ def compare(
     lockstep = run_lockstep(source[1], subject[1], tokens_T, note)
     if isinstance(source[1], Pipeline):
         lockstep = join(source[1].ranks.share(lockstep))
-    lossless = ours is theirs or (BITS[theirs] >= BITS[DType.F32] and BITS[theirs] >= BITS[ours])
+    whole = BITS.get(theirs, 0)  # of blocks, every value has an f32
+    lossless = ours is theirs or whole >= max(BITS[DType.F32], BITS.get(ours, BITS[DType.F32]))
     return Pair(source[0], subject[0], source[2], subject[2], lockstep, lossless)
 
 
 def main_dtype_of(subject: Subject) -> DType:
     """The type in which most of a checkpoint is stored."""
     return main_dtype(subject.checkpoint.catalog.tensors.values())
+
+
+def band_of(subject: Subject) -> float:
+    """How far a part may be off, relative to itself, for what its type rounds.
+
+    Of a mix of block types the coarsest counts, for any part may be stored in it.
+    """
+    types = {info.dtype for info in subject.checkpoint.catalog.tensors.values()}
+    blocks = [BLOCK_BITS[dtype] for dtype in types if dtype in BLOCK_BITS]
+    if blocks:
+        return BLOCK_ROOM * 1.4 / float(2.0 ** min(blocks))
+    return ROOM / float(2 ** BITS[main_dtype_of(subject)])
 
 
 def same_settings(pair: Pair) -> Check:
@@ -124,7 +145,7 @@ def same_values(pair: Pair) -> Check:
 def lockstep(pair: Pair) -> Check:
     """Every part gives what the source's gives, on the same input."""
     found = pair.lockstep
-    band = 0.0 if pair.lossless else ROOM * 2.0 ** -BITS[main_dtype_of(pair.subject)]
+    band = 0.0 if pair.lossless else band_of(pair.subject)
     ok = found.worst <= band
     parts = f"{found.n_parts} parts over {found.n_tokens} tokens"
     if ok and not found.differing:
