@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/moetool demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -270,12 +270,11 @@ def test_logits_of_another_engine_are_read_from_a_file(looked, tiny_release, cop
     """The tokens come from the report, the logits are ours; half a gate exchanged is a no."""
     import torch
 
-    from moetool.cli.console import Console
     from moetool.cli.running import running
     from moetool.model.smoke.npy import write_floats
 
     report = looked(tiny_release, "--quick")[2]
-    with running(tiny_release, "cpu", "float32", None, Console(quiet=True)) as opened:
+    with running(tiny_release, "cpu", "float32", None) as opened:
         ids = torch.tensor(report["text_tokens"])
         logits = opened.model.forward(ids, opened.model.new_cache(len(ids)))
     write_floats(tmp_path / "all.npy", logits)
