@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/moetool demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -27,7 +27,7 @@ bench: $(VENV)/.test
 
 # Kills, failing system calls, full disks, power cuts: the long form; `make test` has the short one.
 faults: $(VENV)/.test
-	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults
+	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/proof/test_bit_rot.py
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
