@@ -131,14 +131,14 @@ def _run(
     console: Console, job: Job, checkpoint: FileCheckpoint, manner: Manner, *, certificate: bool
 ) -> ConvertReport:
     """Convert, with the certificate at the end where it is wanted."""
-    from moetool.convert.plan import BLOCKS, FLOATS
+    from moetool.convert.plan import READABLE
     from moetool.proof.certificate.issue import Certifier
 
     console.note(f"{_title(job)}: {size(job.plan.nbytes)}")
     for note in job.notes:
         console.warn(note)
     strange = sorted({step.target.dtype.label for step in job.plan.steps
-                      if step.target.dtype not in FLOATS | BLOCKS})  # fmt: skip
+                      if step.target.dtype not in READABLE})  # fmt: skip
     if certificate and strange:
         certificate = False
         console.note(f"no certificate: {', '.join(strange)} blocks are not decoded here")

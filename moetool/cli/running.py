@@ -131,9 +131,11 @@ def say_outlook(
     """
     from moetool.model.load import WeightStore
     from moetool.model.outlook import MUCH_NBYTES, Work, foresee
+    from moetool.model.parallel.shared import Shared
 
     weights = model.weights
-    if not isinstance(weights, WeightStore):  # an engine that has its own, or a rank's share
+    # An engine for GPUs has weights of its own; a rank's share was planned when it was opened.
+    if not isinstance(weights, WeightStore) or isinstance(model, Shared):
         return
     seen = foresee(weights, model.args, Work(n_positions, n_rows, n_scored))
     if seen.resident and seen.peak_nbytes < MUCH_NBYTES:

@@ -33,6 +33,7 @@ BLOCKS = frozenset({  # what moetool.quant decodes
     DType.Q8_0, DType.Q4_0, DType.Q4_1, DType.Q5_0, DType.Q5_1, DType.MXFP4,
     DType.Q2_K, DType.Q3_K, DType.Q4_K, DType.Q5_K, DType.Q6_K,
 })  # fmt: skip
+READABLE = FLOATS | BLOCKS  # what stands for values that are known here
 HALF_WIDTH = frozenset({DType.F16, DType.BF16})
 
 

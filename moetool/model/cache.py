@@ -5,14 +5,16 @@ A name ends in its shape; the letters are those of mixtral.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from moetool.errors import UsageFault
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+S = TypeVar("S", bound=Sized)
 
 
 @dataclass(slots=True)
@@ -90,11 +92,16 @@ class Place:
 
 def in_chunks(places: Iterable[Place], n: int) -> Iterator[list[Place]]:
     """The same rows in the same order, at most ``n`` together."""
-    chunk: list[Place] = []
-    for part in (part for place in places for part in place.cut(n)):
-        if chunk and sum(map(len, chunk)) + len(part) > n:
-            yield chunk
-            chunk = []
-        chunk.append(part)
-    if chunk:
-        yield chunk
+    return in_groups((part for place in places for part in place.cut(n)), n)
+
+
+def in_groups(pieces: Iterable[S], n: int) -> Iterator[list[S]]:
+    """Pieces in their order, as many together as have at most ``n`` rows; one may have more."""
+    group: list[S] = []
+    for piece in pieces:
+        if group and sum(map(len, group)) + len(piece) > n:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group

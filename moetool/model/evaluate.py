@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from moetool.errors import UsageFault
+from moetool.model.cache import in_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +102,8 @@ def evaluate(
         raise UsageFault("the text has fewer than two tokens, so there is nothing to score")
     sums, theirs, apart = _Sums(), _Sums(), _Apart()
     done = 0
-    for group in _groups(list(_windows(tokens, window))):
+    # Windows of a group go through the weights together: each layer is read once for all of them.
+    for group in in_groups(_windows(tokens, window), TOGETHER):
         ours = _timed(model, group, sums)
         if other is None:
             for window_T, logits_TV in zip(group, ours, strict=True):
@@ -123,18 +125,6 @@ def _windows(tokens: Sequence[int], size: int) -> Iterator[Tensor]:
         piece = tokens[at : at + size]
         if len(piece) > 1:
             yield torch.tensor(piece)
-
-
-def _groups(windows: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Windows that go through the weights together: each layer is read once for all of them."""
-    group: list[Tensor] = []
-    for window_T in windows:
-        if group and sum(map(len, group)) + len(window_T) > TOGETHER:
-            yield group
-            group = []
-        group.append(window_T)
-    if group:
-        yield group
 
 
 def _timed(model: Transformer, group: list[Tensor], sums: _Sums) -> Iterator[Tensor]:

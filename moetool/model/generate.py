@@ -76,18 +76,58 @@ def generate(
     if isinstance(model, Resident) and probe is None:
         yield from continued(model, prompt, max_tokens, chosen, stop, pace)
         return
-    random = torch.Generator().manual_seed(chosen.seed)
-    cache = model.new_cache(len(prompt) + max_tokens)
-    tokens_T = torch.tensor(prompt, device=model.weights.device)
+    for (step,) in advance([prompt], model, max_tokens, chosen, stop, pace, probe):
+        if step.token in stop:
+            return
+        yield step.token
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The token chosen behind the sequence numbered ``at``, and the logits it was chosen from."""
+
+    at: int
+    token: int
+    logits_V: Tensor
+
+
+def advance(
+    prompts: Sequence[Sequence[int]],
+    model: Transformer,
+    max_tokens: int,
+    sampling: Sampling,
+    stop: frozenset[int],
+    pace: Pace,
+    probe: Probe | None = None,
+) -> Iterator[list[Step]]:
+    """Continue prompts together, one pass over the weights for a token of each.
+
+    Each pass gives a step of every sequence that goes on; one whose token is in ``stop`` ends with
+    it. Each sequence is drawn with the seed, as it would be alone.
+
+    Raises:
+        UsageFault: a prompt leaves no room in the model's context.
+        CheckFailed: a logit is NaN or infinite.
+    """
+    device = model.weights.device
+    caches = [model.new_cache(len(prompt) + max_tokens) for prompt in prompts]
+    random = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
+    pieces = [torch.tensor(prompt, device=device) for prompt in prompts]
+    going = list(range(len(prompts)))
     for _ in range(max_tokens):
         began = time.perf_counter()
-        h_TD = model.hidden(tokens_T, cache, probe)
-        token = choose(model.logits(h_TD[-1:])[0], chosen, random)
-        pace.add(tokens_T.shape[0], time.perf_counter() - began)
-        if token in stop:
+        states = model.hidden_of(pieces, [caches[at] for at in going], probe)
+        logits_SV = model.logits(torch.cat([h_TD[-1:] for h_TD in states]))
+        steps = [
+            Step(at, choose(logits_V, sampling, random[at]), logits_V)
+            for at, logits_V in zip(going, logits_SV, strict=True)
+        ]
+        pace.add(sum(map(len, pieces)), time.perf_counter() - began)
+        yield steps
+        going = [step.at for step in steps if step.token not in stop]
+        pieces = [torch.tensor([s.token], device=device) for s in steps if s.token not in stop]
+        if not going:
             return
-        yield token
-        tokens_T = torch.tensor([token], device=model.weights.device)
 
 
 def choose(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:

@@ -44,9 +44,8 @@ def linear(x_TI: Tensor, w_OI: Tensor) -> Tensor:
     if x_TI.device.type != "cpu":
         return F.linear(x_TI, w_OI)
     n_rows = x_TI.shape[0]
-    chosen = Choice()
-    if x_TI.dtype != torch.float32 and w_OI.numel() >= LARGE_NUMEL:
-        chosen = chosen_for(x_TI.dtype)
+    tried = are_tried(x_TI.device, x_TI.dtype, w_OI.numel())
+    chosen = chosen_for(x_TI.dtype) if tried else Choice()
     if n_rows == 1 and chosen.mv:
         return torch.mv(w_OI, x_TI[0])[None]
     if chosen.widened_from and n_rows >= chosen.widened_from:
@@ -70,6 +69,11 @@ def widened(x_TI: Tensor, w_OI: Tensor) -> Tensor:
         else:
             y_TO[:, top : top + height] = x_TI @ wide.T
     return y_TO
+
+
+def are_tried(device: torch.device, dtype: torch.dtype, numel: int) -> bool:
+    """Whether products with such matrices are computed in the way that trying chose."""
+    return device.type == "cpu" and dtype != torch.float32 and numel >= LARGE_NUMEL
 
 
 _SETTLED: dict[torch.dtype, Choice] = {}

@@ -93,7 +93,8 @@ class WeightStore:
         if name not in self._held:
             needed = self._nbytes(name)
             # Nothing else is so urgent: what is expected leaves as well, where nothing else is.
-            self._make_room(needed, self._expected) or self._make_room(needed, set())
+            if not self._make_room(needed, self._expected):
+                self._make_room(needed, set())
             self._begin(name)
         future = self._held[name]
         self._held.move_to_end(name)
@@ -227,10 +228,8 @@ def open_weights(
         NotEnoughMemory: the budget does not hold the largest tensor.
     """
     steps = canonical_steps(checkpoint.catalog, recognized)
-    main = main_dtype(checkpoint.catalog.tensors.values())
-    kept = torch.bfloat16 if main in BLOCKS else torch_dtype(main)
     allowed = available_nbytes(device) if budget is None else budget
-    store = WeightStore(checkpoint, steps, device, dtype or kept, allowed)
+    store = WeightStore(checkpoint, steps, device, dtype or kept_dtype(checkpoint.catalog), allowed)
     largest = max(step.target.nbytes for step in steps.values())
     if allowed < largest:
         raise NotEnoughMemory(
@@ -238,6 +237,12 @@ def open_weights(
             hint="close other programs, or run on a machine with more memory",
         )
     return store
+
+
+def kept_dtype(catalog: Catalog) -> torch.dtype:
+    """The type that matrices are stored in, or that of quantised blocks when they are decoded."""
+    main = main_dtype(catalog.tensors.values())
+    return torch.bfloat16 if main in BLOCKS else torch_dtype(main)
 
 
 def canonical_steps(catalog: Catalog, recognized: Recognized) -> dict[str, Step]:

@@ -76,19 +76,22 @@ class Weights(Protocol):
 
 
 class Probe(Protocol):
-    """Looks on while a model runs: a check, a trace, a heat map."""
+    """Looks on while a model runs: a check, a trace, a heat map.
 
-    def hidden(self, layer: int, part: str, h_TD: Tensor) -> None:
+    Who derives from it sees what it looks at, and nothing of the rest.
+    """
+
+    def hidden(self, layer: int, part: str, h_TD: Tensor) -> None:  # noqa: ARG002
         """See the residual stream behind ``attention`` or ``experts`` of a layer."""
-        ...
+        return
 
-    def routed(self, layer: int, routing: Routing) -> None:
+    def routed(self, layer: int, routing: Routing) -> None:  # noqa: ARG002
         """See which experts a layer chose."""
-        ...
+        return
 
-    def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:
+    def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:  # noqa: ARG002
         """See what an expert makes of its S tokens, before it is weighted."""
-        ...
+        return
 
 
 @dataclass(frozen=True, slots=True)

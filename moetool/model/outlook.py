@@ -107,8 +107,7 @@ def foresee(weights: WeightStore, args: ModelArgs, work: Work) -> Outlook:
 
 def cache_nbytes(args: ModelArgs, n_positions: int, itemsize: int) -> int:
     """Keys and values of so many positions, and their angles."""
-    row = 2 * args.n_layers * args.n_kv_heads * args.head_dim * itemsize
-    return n_positions * (row + args.head_dim * 4)
+    return args.kv_cache_nbytes(n_positions, itemsize) + n_positions * args.head_dim * 4
 
 
 def rows_nbytes(args: ModelArgs, work: Work, itemsize: int) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import Slot, expand
-from moetool.convert.plan import BLOCKS, FLOATS, Plan, Shard, Step, derive_steps
+from moetool.convert.plan import READABLE, Plan, Shard, Step, derive_steps
 from moetool.convert.stream import computing, stream
 from moetool.errors import Refused
 from moetool.formats import open_checkpoint
@@ -136,8 +136,7 @@ def see(checkpoint: FileCheckpoint, recognized: Recognized) -> Weights:
     """
     layout, args = recognized.layout, recognized.args
     infos = {name: checkpoint.catalog.tensors[name] for name in layout}
-    known = FLOATS | BLOCKS
-    strange = sorted({info.dtype.label for info in infos.values() if info.dtype not in known})
+    strange = sorted({info.dtype.label for info in infos.values() if info.dtype not in READABLE})
     if strange:
         raise Refused(
             f"holds {', '.join(strange)}, whose values are not the model's own",

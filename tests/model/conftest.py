@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -79,6 +81,21 @@ class Held:
     def read(self, name, start=0, stop=None):
         flat = self.tensors[name].contiguous().view(-1).view(torch.uint8)
         return bytes(flat[start:stop].numpy())
+
+
+@pytest.fixture(scope="session")
+def damaged(sound):
+    """A copy of the release in memory after ``damage(tensors, args)``, and what it is."""
+
+    def make(damage=None, **args):
+        checkpoint, recognized = sound
+        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+        changed = replace(recognized.args, **args)
+        if damage:
+            damage(tensors, changed)
+        return Held(checkpoint.catalog, tensors), replace(recognized, args=changed)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -195,3 +195,10 @@ def test_a_budget_below_the_largest_tensor_is_refused(watched, recognized):
 
 def test_the_main_type_is_the_one_of_most_bytes(in_layout, odd_args):
     assert main_dtype(in_layout("gguf", odd_args)[0].catalog.tensors.values()) is DType.BF16
+
+
+def test_quantised_blocks_are_computed_in_bf16_unless_told():
+    """Alone and as a rank's share alike: `open_model` asks the same."""
+    infos = {"a": TensorInfo("a", DType.Q4_K, (256, 256)), "b": TensorInfo("b", DType.F32, (256,))}
+    assert load.kept_dtype(Catalog("gguf", infos, {})) is torch.bfloat16
+    assert load.kept_dtype(Catalog("gguf", {"b": infos["b"]}, {})) is torch.float32

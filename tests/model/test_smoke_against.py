@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -37,19 +35,13 @@ def source(sound, tiny_release):
 
 
 @pytest.fixture
-def beside(sound, source, tiny_release):
+def beside(damaged, source, tiny_release):
     """Put a damaged copy beside the source; give the failed checks by name, and all of them."""
 
     def run(damage=None, folder=None, **args):
-        checkpoint, recognized = sound
-        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        changed = replace(recognized.args, **args)
-        if damage:
-            damage(tensors, changed)
         test = SmokeTest(
-            type(checkpoint)(checkpoint.catalog, tensors), replace(recognized, args=changed),
-            folder or tiny_release, CPU, dtype=source.weights.dtype,
-        )  # fmt: skip
+            *damaged(damage, **args), folder or tiny_release, CPU, dtype=source.weights.dtype
+        )
         test.scan(quiet, widened=True)
         test.compare(source, quiet)
         checks = {check.name: check for check in test.checks if check.name in NAMES}

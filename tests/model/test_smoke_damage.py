@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,22 +32,11 @@ def golden_arrays():
 
 
 @pytest.fixture
-def smoke(sound, tiny_release):
+def smoke(damaged, tiny_release):
     """Run all checks on the release after ``damage(tensors, args)``; failed checks by name."""
 
     def run(damage=None, dtype=None, **args):
-        checkpoint, recognized = sound
-        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        changed = replace(recognized.args, **args)
-        if damage:
-            damage(tensors, changed)
-        test = SmokeTest(
-            type(checkpoint)(checkpoint.catalog, tensors),
-            replace(recognized, args=changed),
-            tiny_release,
-            CPU,
-            dtype=dtype,
-        )
+        test = SmokeTest(*damaged(damage, **args), tiny_release, CPU, dtype=dtype)
         test.scan(lambda _done, _note: None)
         test.observe(lambda _done, _note: None)
         report = test.report(tiny_release)

@@ -26,19 +26,11 @@ def quiet(_done, _note):
 
 
 @pytest.fixture(scope="module")
-def run(sound, tiny_release):
+def run(damaged, tiny_release):
     """Run all checks but those of a source, after a damage."""
 
     def make(damage=None, dtype=None, **args):
-        checkpoint, recognized = sound
-        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        changed = replace(recognized.args, **args)
-        if damage:
-            damage(tensors, changed)
-        test = SmokeTest(
-            type(checkpoint)(checkpoint.catalog, tensors), replace(recognized, args=changed),
-            tiny_release, CPU, dtype=dtype,
-        )  # fmt: skip
+        test = SmokeTest(*damaged(damage, **args), tiny_release, CPU, dtype=dtype)
         test.scan(quiet)
         test.observe(quiet)
         return test

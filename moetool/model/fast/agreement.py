@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetool.model.mixtral import Probe
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -70,21 +72,15 @@ def agreement(right_TV: Tensor, found_TV: Tensor, tokens_T: Tensor) -> Agreement
     )
 
 
-class Routes:
-    """A `moetool.model.mixtral.Probe` that remembers who went where."""
+class Routes(Probe):
+    """A probe that remembers who went where."""
 
     def __init__(self) -> None:
         self._experts: list[Tensor] = []
 
-    def hidden(self, layer: int, part: str, h_TD: Tensor) -> None:
-        """See nothing."""
-
     def routed(self, layer: int, routing: Routing) -> None:  # noqa: ARG002  # a Probe's
         """Remember the experts of each token, whatever their order."""
         self._experts.append(routing.experts_TA.sort(-1).values.cpu())
-
-    def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:
-        """See nothing."""
 
     def same(self, other: Routes) -> float:
         """The share of tokens, over all layers, that went to the same experts."""

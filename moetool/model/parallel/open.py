@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from moetool.convert.stream import torch_dtype
 from moetool.errors import NotEnoughMemory
 from moetool.model import kernels
-from moetool.model.load import WeightStore, canonical_steps, open_weights
+from moetool.model.load import WeightStore, canonical_steps, kept_dtype, open_weights
 from moetool.model.mixtral import Transformer
 from moetool.model.parallel.pipeline import Pipeline
 from moetool.model.parallel.ranges import split_layers
 from moetool.model.parallel.slices import SlicedCheckpoint, refuse_uneven
 from moetool.model.parallel.tensor import TensorParallel
-from moetool.tensors import main_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
     from moetool.arch.recognize import Recognized
     from moetool.convert.plan import Step
@@ -49,7 +47,7 @@ def open_model(
     if ranks is None:
         weights = open_weights(checkpoint, recognized, device, dtype, budget)
         return Transformer(recognized.args, weights), weights
-    kept = dtype or torch_dtype(main_dtype(checkpoint.catalog.tensors.values()))
+    kept = dtype or kept_dtype(checkpoint.catalog)
     allowed = ranks.room() if budget is None else budget
     steps = canonical_steps(checkpoint.catalog, recognized)
     open_share = _open_slices if ranks.split == "tensor" else _open_layers
@@ -95,8 +93,7 @@ def _multiply_alike(model: Shared) -> None:
     """Have all ranks compute products as the first one found best: sums are taken in that order."""
     store, ranks = model.store, model.ranks
     largest = max(step.target.numel for step in store.steps.values())
-    tries = store.device.type == "cpu" and store.dtype != torch.float32
-    if tries and max(ranks.share(largest)) >= kernels.LARGE_NUMEL:
+    if kernels.are_tried(store.device, store.dtype, max(ranks.share(largest))):
         first, *_ = ranks.share(kernels.chosen_for(store.dtype))
         kernels.settle(store.dtype, first)
 

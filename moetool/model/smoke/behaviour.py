@@ -22,6 +22,7 @@ import xxhash
 from torch import Tensor
 
 from moetool.convert.stream import to_bytes
+from moetool.model.mixtral import Probe
 from moetool.model.smoke.checks import Check, LayerView, judge, number
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Observation:
     noise: float
 
 
-class Watcher:
-    """A `Probe` that keeps size and digest of the stream and the expert counts of each layer.
+class Watcher(Probe):
+    """A probe that keeps size and digest of the stream and the expert counts of each layer.
 
     ``share`` gives what the watchers of all ranks saw, each of the layers of its rank.
     """
@@ -92,9 +93,6 @@ class Watcher:
         self._load[layer] = torch.bincount(
             routing.experts_TA.flatten(), minlength=routing.logits_TE.shape[1]
         )
-
-    def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:
-        """Single experts are not looked at."""
 
     def layers(self) -> tuple[LayerView, ...]:
         """What was seen, layer by layer."""

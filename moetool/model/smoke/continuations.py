@@ -8,14 +8,13 @@ entropy of the next token is neither near 0 nor near chance, one in each third o
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.model.generate import Pace, Sampling, choose
+from moetool.model.generate import Pace, Sampling, advance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,28 +114,13 @@ def write_together(
         UsageFault: a prompt leaves no room in the model's context.
         CheckFailed: a logit is NaN or infinite.
     """
-    device = model.weights.device
-    caches = [model.new_cache(len(each.tokens) + max_tokens) for each in writings]
-    random = [torch.Generator().manual_seed(sampling.seed) for _ in writings]
-    pieces = [torch.tensor(each.tokens, device=device) for each in writings]
-    going = list(range(len(writings)))
-    for _ in range(max_tokens):
-        began = time.perf_counter()
-        states = model.hidden_of(pieces, [caches[at] for at in going])
-        logits_SV = model.logits(torch.cat([h_TD[-1:] for h_TD in states]))
-        chosen = [
-            choose(row, sampling, random[at]) for at, row in zip(going, logits_SV, strict=True)
-        ]
-        pace.add(sum(map(len, pieces)), time.perf_counter() - began)
-        for at, row_V in zip(going, logits_SV, strict=True):
-            if writings[at].entropy is None:
-                (writings[at].entropy,) = entropies(row_V[None])
-        kept = [(at, token) for at, token in zip(going, chosen, strict=True) if token not in stop]
-        for at, token in kept:
-            yield writings[at].add(token)
-        going = [at for at, _ in kept]
-        pieces = [torch.tensor([token], device=device) for _, token in kept]
-        if not going:
-            break
+    prompts = [each.tokens for each in writings]
+    for steps in advance(prompts, model, max_tokens, sampling, stop, pace):
+        for step in steps:
+            if writings[step.at].entropy is None:
+                (writings[step.at].entropy,) = entropies(step.logits_V[None])
+        for step in steps:
+            if step.token not in stop:
+                yield writings[step.at].add(step.token)
     for each in writings:
         yield each.end()

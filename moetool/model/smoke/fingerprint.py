@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetool import __version__
-from moetool.model.kernels import LARGE_NUMEL, chosen_for
+from moetool.model.kernels import are_tried, chosen_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,6 @@ class Fingerprint:
 def take(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Fingerprint:
     """The fingerprint of this machine, computing such a model in a type on a device."""
     largest = args.dim * max(args.hidden_dim, args.n_heads * args.head_dim)
-    tried = device.type == "cpu" and dtype != torch.float32 and largest >= LARGE_NUMEL
     cpu, flags = _cpu()
     known = (f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ)
     return Fingerprint(
@@ -71,7 +70,7 @@ def take(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Fingerpri
         capability=torch.backends.cpu.get_cpu_capability(),
         flags=" ".join(sorted(flag for flag in flags if flag.startswith(KERNEL_FLAGS))),
         settings=" ".join(known),
-        products=str(chosen_for(dtype)) if tried else "",
+        products=str(chosen_for(dtype)) if are_tried(device, dtype, largest) else "",
     )
 
 

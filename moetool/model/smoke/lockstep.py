@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from moetool.model.mixtral import Probe
 from moetool.model.parallel.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -61,15 +62,12 @@ class Lockstep:
         return max((part.relative for part in self.differing), default=0.0)
 
 
-class _Seen:
-    """A `Probe` that keeps the routing and the experts' outputs of one layer."""
+class _Seen(Probe):
+    """A probe that keeps the routing and the experts' outputs of one layer."""
 
     def __init__(self) -> None:
         self.routing: Routing | None = None
         self.outputs: dict[int, Tensor] = {}
-
-    def hidden(self, layer: int, part: str, h_TD: Tensor) -> None:
-        """The streams are compared by who runs the parts."""
 
     def routed(self, layer: int, routing: Routing) -> None:
         """Keep it."""

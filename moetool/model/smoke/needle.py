@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from moetool.model.device import available_nbytes
+from moetool.model.mixtral import Probe
 from moetool.model.parallel.shared import least_of
 from moetool.model.smoke.checks import Check, judge, number
 from moetool.model.smoke.text import read_text
@@ -26,7 +27,7 @@ from moetool.model.smoke.text import read_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moetool.model.mixtral import Routing, Transformer
+    from moetool.model.mixtral import Transformer
     from moetool.model.tokenizer import Tokenizer
 
 LENGTHS = (4096, 16_384, 32_768)
@@ -46,8 +47,8 @@ class Haystack:
     n_key: int
 
 
-class Ticker:
-    """A `Probe` that tells which layer is done."""
+class Ticker(Probe):
+    """A probe that tells which layer is done."""
 
     def __init__(self, note: Callable[[int], None]) -> None:
         self._note = note
@@ -56,12 +57,6 @@ class Ticker:
         """Tell it."""
         del part, h_TD
         self._note(layer)
-
-    def routed(self, layer: int, routing: Routing) -> None:
-        """Routing is not looked at."""
-
-    def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:
-        """Single experts are not looked at."""
 
 
 def look(
@@ -127,8 +122,8 @@ def haystacks(tokenizer: Tokenizer, filler: str, size: int) -> list[Haystack]:
 def nbytes(model: Transformer, size: int) -> int:
     """What one text takes beside the weights: its keys and values, and its stream in a layer."""
     args = model.args
-    cache = 2 * args.n_layers * args.n_kv_heads * args.head_dim * model.weights.dtype.itemsize
-    return size * (cache + PER_VALUE * args.dim)
+    cache = args.kv_cache_nbytes(size, model.weights.dtype.itemsize)
+    return cache + size * PER_VALUE * args.dim
 
 
 def search(

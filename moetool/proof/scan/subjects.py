@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import Role, Slot, expand
-from moetool.convert.plan import BLOCKS, FLOATS, Part, Step, derive_steps
+from moetool.convert.plan import FLOATS, READABLE, Part, Step, derive_steps
 from moetool.errors import ArchError, FormatError
 from moetool.tensors import DType
 
 if TYPE_CHECKING:
     from moetool.formats import FileCheckpoint
     from moetool.tensors import Catalog, TensorInfo
-
-READABLE = FLOATS | BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
