@@ -28,7 +28,7 @@ bench: $(VENV)/.test
 
 # Kills, failing system calls, full disks, power cuts: the long form; `make test` has the short one.
 faults: $(VENV)/.test
-	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/proof/test_bit_rot.py
+	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
