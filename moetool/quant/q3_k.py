@@ -13,7 +13,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.quant.bits import fields, halves, nibbles
+import torch
+
+from moetool.quant.bits import fields, half_bytes, halves, nibbles, packed
+from moetool.quant.fits import (
+    first_extreme,
+    groups,
+    in_blocks,
+    in_order,
+    nearest,
+    refined,
+    signed,
+    stored_levels,
+)
+from moetool.quant.importance import weigh
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,3 +40,28 @@ def decode(block_BN: Tensor) -> Tensor:
     low_BN = fields(block_BN[:, 32:96].reshape(-1, 32), 2).reshape(-1, 256)
     q_BN = low_BN | fields(block_BN[:, :32], 1).flatten(1) << 2
     return (scale_BG[..., None] * (q_BN.float() - 4).view(-1, 16, 16)).flatten(1)
+
+
+def encode(block_BN: Tensor, importance_BN: Tensor | None = None) -> Tensor:
+    """Weights ``[B, 256]``, and what an error in each counts -> blocks ``[B, 110]``."""
+    x_NG = groups(block_BN, 16)
+    if importance_BN is None:
+        q_NG, scale_G = refined(x_NG, 4)
+        largest_B1 = first_extreme(scale_G.view(-1, 16).T)[:, None]
+        inverse_B1 = -32 / largest_B1
+        level_BG = (nearest(inverse_B1 * scale_G.view(-1, 16))).clamp(-32, 31) + 32
+        level_BG = torch.where(largest_B1 != 0, level_BG, 0).to(torch.uint8)
+        d_B = torch.where(largest_B1 != 0, 1 / inverse_B1, 0.0)[:, 0]
+    else:
+        w_NG = groups(weigh(block_BN, importance_BN, 2), 16)
+        q_NG, scale_G = signed(x_NG, 4, w_NG)
+        w_GB = in_order(w_NG).view(-1, 16).T.contiguous()
+        level_GB, d_B = signed(scale_G.view(-1, 16).T.contiguous(), 32, w_GB)
+        level_BG = level_GB.T
+    d_BN = half_bytes(d_B)
+    scale_G = (halves(d_BN, 0) * (level_BG.float() - 32)).flatten()
+    q_BN = in_blocks(stored_levels(x_NG, q_NG, scale_G, None, 4, 7))
+    high_B32 = packed((q_BN >> 2).view(-1, 8, 32))
+    low_B64 = packed((q_BN & 3).view(-1, 4, 32)).view(-1, 64)
+    level_B12 = (packed((level_BG & 15).view(-1, 2, 8)), packed((level_BG >> 4).view(-1, 4, 4)))
+    return torch.cat((high_B32, low_B64, *level_B12, d_BN), 1)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.quant.bits import halves, nibbles
+import torch
+
+from moetool.quant.bits import half_bytes, halves, nibbles, packed
+from moetool.quant.fits import first_extreme, signed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,3 +20,16 @@ if TYPE_CHECKING:
 def decode(block_BN: Tensor) -> Tensor:
     """Blocks ``[B, 18]`` -> weights ``[B, 32]``."""
     return halves(block_BN, 0) * (nibbles(block_BN[:, 2:]).flatten(1).float() - 8)
+
+
+def encode(block_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
+    """Weights ``[B, 32]``, and what an error in each counts -> blocks ``[B, 18]``."""
+    x_NB = block_BN.T
+    if weight_BN is None:
+        d_B = first_extreme(x_NB) / -8
+        v_NB = x_NB * torch.where(d_B != 0, 1 / d_B, 0.0) + 8.5
+        q_BN = v_NB.int().to(torch.int8).clamp(max=15).to(torch.uint8).T
+    else:
+        q_NB, d_B = signed(x_NB.contiguous(), 8, weight_BN.T.contiguous())
+        q_BN = q_NB.to(torch.uint8).T
+    return torch.cat((half_bytes(d_B), packed((q_BN & 15).view(-1, 2, 16))), 1)

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.quant.bits import fifth_bits, halves, nibbles
+import torch
+
+from moetool.quant.bits import fifth_bits, half_bytes, halves, nibbles, packed, packed_fifth_bits
+from moetool.quant.fits import IMPORTANCE_GRID, first_minimum, with_minimum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,3 +23,25 @@ def decode(block_BN: Tensor) -> Tensor:
     """Blocks ``[B, 24]`` -> weights ``[B, 32]``."""
     q_BN = nibbles(block_BN[:, 8:]).flatten(1) | fifth_bits(block_BN, 4)
     return halves(block_BN, 0) * q_BN.float() + halves(block_BN, 2)
+
+
+def encode(block_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
+    """Weights ``[B, 32]``, and what an error in each counts -> blocks ``[B, 24]``."""
+    x_NB = block_BN.T.contiguous()
+    if weight_BN is None:
+        m_B = first_minimum(x_NB)
+        d_B = (x_NB.amax(0) - m_B) / 31
+        v_NB = (x_NB - m_B) * torch.where(d_B != 0, 1 / d_B, 0.0) + 0.5
+        q_BN = v_NB.int().to(torch.uint8).clamp(max=31).T
+    else:
+        q_NB, d_B, min_B = with_minimum(x_NB, weight_BN.T.contiguous(), 31, IMPORTANCE_GRID)
+        q_BN, m_B = q_NB.to(torch.uint8).T, -min_B
+    return torch.cat(
+        (
+            half_bytes(d_B),
+            half_bytes(m_B),
+            packed_fifth_bits(q_BN),
+            packed((q_BN & 15).view(-1, 2, 16)),
+        ),
+        1,
+    )

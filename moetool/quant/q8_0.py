@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import halves
+from moetool.quant.bits import half_bytes, halves
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,3 +19,15 @@ if TYPE_CHECKING:
 def decode(block_BN: Tensor) -> Tensor:
     """Blocks ``[B, 34]`` -> weights ``[B, 32]``."""
     return halves(block_BN, 0) * block_BN[:, 2:].view(torch.int8).float()
+
+
+def encode(block_BN: Tensor, _weight_BN: Tensor | None = None) -> Tensor:
+    """Weights ``[B, 32]`` -> blocks ``[B, 34]``; halves are rounded away from zero.
+
+    The largest weight decides the scale, whatever the weights count.
+    """
+    d_B1 = block_BN.abs().amax(1, keepdim=True) / 127
+    v_BN = block_BN * torch.where(d_B1 != 0, 1 / d_B1, 0.0)
+    whole_BN = v_BN.trunc()
+    q_BN = whole_BN + (2 * (v_BN - whole_BN)).trunc()
+    return torch.cat((half_bytes(d_B1[:, 0]), q_BN.int().to(torch.int8).view(torch.uint8)), 1)
