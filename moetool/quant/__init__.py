@@ -3,7 +3,8 @@
     q8_0 q4_0 q4_1 q5_0 q5_1 mxfp4     32 weights a block
     q2_k q3_k q4_k q5_k q6_k           256 weights, in groups of 16 or 32 with scales of their own
     bits, six_bits                     fields of a block, and what else several formats share
-    fits, compiled                     the search for scales: as it reads, and as it runs fast
+    spreads, fits                      scales by a block's extremes, and by search
+    exact, quicker, compiled           float32 as C computes it; the same as compiled loops
     importance                         what an error in each weight counts
 
 A module is named by its type; its docstring draws the block. ``decode`` takes blocks as uint8

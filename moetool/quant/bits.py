@@ -1,4 +1,4 @@
-"""What the block formats share: fields of a block, halves, and the packed scales of q4_k and q5_k."""
+"""What block formats share: fields of a block, groups of weights, packed scales and minima."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def packed(fields_BFN: Tensor) -> Tensor:
     for place, field_BN in enumerate(fields_BFN.unbind(1)[1:], start=1):
         whole_BN = whole_BN | field_BN.to(torch.uint8) << width * place
     return whole_BN
+
+
+def groups(block_BN: Tensor, size: int) -> Tensor:
+    """The weights of blocks as groups side by side: ``[B, N]`` -> ``[size, B * N / size]``."""
+    return block_BN.reshape(-1, size).T.contiguous()
+
+
+def in_blocks(q_NG: Tensor, block_size: int = 256) -> Tensor:
+    """Undo `groups`."""
+    return q_NG.T.reshape(-1, block_size)
 
 
 def fifth_bits(block_BN: Tensor, at: int) -> Tensor:

@@ -1,16 +1,16 @@
 """Which scale fits a group of weights: the searches of ggml's reference, on many groups at once.
 
-    positive            x = scale * q             scales of a block's groups     q = 0 … levels
-    signed              x = scale * q             q3_k, q6_k                     q = -half … half - 1
-    refined             x = scale * q             q3_k without importance        q = -half … half - 1
-    with_minimum        x = scale * q - minimum   q2_k, q4_k, q5_k               q = 0 … levels
-    stored_levels       q again, under the scale and the minimum as a block stores them
+    positive        x = scale * q              q from 0 to levels          a block's scales
+    signed          x = scale * q              q from -half to half - 1    q3_k, q6_k
+    refined         x = scale * q              q from -half to half - 1    q3_k unweighted
+    with_minimum    x = scale * q - minimum    q from 0 to levels          q2_k, q4_k, q5_k
+    stored_levels   q again, under the scale and the minimum as a block stores them
 
 Bits have to be those of ggml-org/llama.cpp: ggml/src/ggml-quants.c (make_qp_quants, make_qx_quants,
-make_q3_quants, make_qkx2_quants and make_qkx3_quants), so everything is float32, sums run over the
-weights of a group in their order, and no two operations are fused. Groups stand side by side in the
-last dimension, ``[N, G]``: what runs in order runs over rows, and is computed for all groups at
-once. `moetool.quant.compiled` has the same functions, several times as fast.
+make_q3_quants, make_qkx2_quants, make_qkx3_quants): everything is float32, sums run over a group's
+weights in their order, no two operations are fused. Groups stand side by side, ``[N, G]``, so what
+runs in order runs over rows, for all groups at once. Where numba is installed, the functions of
+`moetool.quant.compiled` take the place of these.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetool.quant.exact import divided, first_extreme, first_minimum, in_order, nearest
+from moetool.quant.quicker import or_compiled
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 TINY = 1e-15  # a group whose largest weight is smaller is stored as zeros
-_ROUNDER = 12582912.0  # 1.5 * 2^23: a float32 near it has no digits behind the point
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,54 +51,7 @@ IMPORTANCE_GRID = Grid(-0.9, 0.05, 36, bounded=True)  # of all formats with a mi
 REFINEMENTS = 5
 
 
-def nearest(v: Tensor) -> Tensor:
-    """Round half to even, int32; beyond 2^22 it wraps, as the rounding by a sum does in ggml."""
-    return ((v + _ROUNDER).view(torch.int32) & 0x7FFFFF) - 0x400000
-
-
-def divided(number: float, by_G: Tensor) -> Tensor:
-    """Divide a number; torch's own ``/`` multiplies by the reciprocal then, and rounds twice."""
-    return torch.div(torch.tensor(number, dtype=torch.float32), by_G)
-
-
-def root(v: Tensor) -> Tensor:
-    """The square root, rounded once; torch's own of float32 may be the neighbour of that."""
-    return v.double().sqrt().float()
-
-
-def in_order(terms_NG: Tensor) -> Tensor:
-    """Sum over the first dimension, one after another: ``[N, G]`` -> ``[G]``."""
-    total_G = torch.zeros_like(terms_NG[0])
-    for term_G in terms_NG:
-        total_G += term_G
-    return total_G
-
-
-def first_extreme(x_NG: Tensor) -> Tensor:
-    """Of the values of largest magnitude the first, with its sign: ``[G]``.
-
-    NaN, as the scale of huge weights can be, is not larger than anything.
-    """
-    x_NG = torch.where(x_NG.isnan(), 0.0, x_NG)
-    return x_NG.gather(0, x_NG.abs().argmax(0, keepdim=True))[0]
-
-
-def first_minimum(x_NG: Tensor) -> Tensor:
-    """Of the smallest weights the first, for 0 may have either sign: ``[G]``."""
-    at_1G = (x_NG == x_NG.amin(0)).to(torch.uint8).argmax(0, keepdim=True)
-    return x_NG.gather(0, at_1G)[0]
-
-
-def groups(block_BN: Tensor, size: int) -> Tensor:
-    """The weights of blocks as groups side by side: ``[B, N]`` -> ``[size, B * N / size]``."""
-    return block_BN.reshape(-1, size).T.contiguous()
-
-
-def in_blocks(q_NG: Tensor, block_size: int = 256) -> Tensor:
-    """Undo `groups`."""
-    return q_NG.T.reshape(-1, block_size)
-
-
+@or_compiled
 def stored_levels(  # the six values that decide it
     x_NG: Tensor, q_NG: Tensor, scale_G: Tensor, min_G: Tensor | None, half: int, levels: int
 ) -> Tensor:
@@ -120,6 +75,7 @@ def stored_levels(  # the six values that decide it
     return torch.where(scale_G != 0, found_NG, q_NG).to(torch.uint8)
 
 
+@or_compiled
 def signed(x_NG: Tensor, half: int, w_NG: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Fit a scale to weights of both signs.
 
@@ -151,6 +107,7 @@ def signed(x_NG: Tensor, half: int, w_NG: Tensor | None = None) -> tuple[Tensor,
     return _none_where_tiny(best_q_NG + half, best_scale_G, extreme_G)
 
 
+@or_compiled
 def refined(x_NG: Tensor, half: int) -> tuple[Tensor, Tensor]:
     """Fit a scale by moving one level after another while that lowers the error; as `signed`."""
     w_NG = x_NG * x_NG
@@ -210,6 +167,7 @@ def positive(x_NG: Tensor, levels: int, w_NG: Tensor) -> tuple[Tensor, Tensor]:
     return _none_where_tiny(q_NG.int(), scale_G, largest_G)
 
 
+@or_compiled
 def with_minimum(
     x_NG: Tensor, w_NG: Tensor, levels: int, grid: Grid, *, absolute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetool.quant.fits import in_order, root
+from moetool.quant.exact import in_order, root
 
 if TYPE_CHECKING:
     from torch import Tensor

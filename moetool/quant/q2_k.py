@@ -15,19 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import fields, half_bytes, halves, packed
-from moetool.quant.fits import (
-    IMPORTANCE_GRID,
-    Grid,
-    divided,
-    groups,
-    in_blocks,
-    in_order,
-    nearest,
-    positive,
-    stored_levels,
-    with_minimum,
-)
+from moetool.quant.bits import fields, groups, half_bytes, halves, in_blocks, packed
+from moetool.quant.exact import divided, in_order, nearest
+from moetool.quant.fits import IMPORTANCE_GRID, Grid, positive, stored_levels, with_minimum
 from moetool.quant.importance import weigh
 
 if TYPE_CHECKING:

@@ -15,17 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import fields, half_bytes, halves, nibbles, packed
-from moetool.quant.fits import (
-    first_extreme,
-    groups,
-    in_blocks,
-    in_order,
-    nearest,
-    refined,
-    signed,
-    stored_levels,
-)
+from moetool.quant.bits import fields, groups, half_bytes, halves, in_blocks, nibbles, packed
+from moetool.quant.exact import first_extreme, in_order, nearest
+from moetool.quant.fits import refined, signed, stored_levels
 from moetool.quant.importance import weigh
 
 if TYPE_CHECKING:

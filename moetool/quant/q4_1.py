@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import half_bytes, halves, nibbles, packed
-from moetool.quant.fits import IMPORTANCE_GRID, first_minimum, with_minimum
+from moetool.quant.bits import groups, half_bytes, halves, in_blocks, nibbles, packed
+from moetool.quant.fits import IMPORTANCE_GRID, with_minimum
+from moetool.quant.spreads import by_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +27,10 @@ def decode(block_BN: Tensor) -> Tensor:
 
 def encode(block_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
     """Weights ``[B, 32]``, and what an error in each counts -> blocks ``[B, 20]``."""
-    x_NB = block_BN.T.contiguous()
     if weight_BN is None:
-        m_B = first_minimum(x_NB)
-        d_B = (x_NB.amax(0) - m_B) / 15
-        v_NB = (x_NB - m_B) * torch.where(d_B != 0, 1 / d_B, 0.0) + 0.5
-        q_BN = v_NB.int().to(torch.uint8).clamp(max=15).T
+        q_BN, d_B, m_B = by_range(block_BN, 15)
     else:
-        q_NB, d_B, min_B = with_minimum(x_NB, weight_BN.T.contiguous(), 15, IMPORTANCE_GRID)
-        q_BN, m_B = q_NB.to(torch.uint8).T, -min_B
+        x_NB, w_NB = groups(block_BN, 32), groups(weight_BN, 32)
+        q_NB, d_B, min_B = with_minimum(x_NB, w_NB, 15, IMPORTANCE_GRID)
+        q_BN, m_B = in_blocks(q_NB, 32), -min_B
     return torch.cat((half_bytes(d_B), half_bytes(m_B), packed((q_BN & 15).view(-1, 2, 16))), 1)

@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import fifth_bits, half_bytes, halves, nibbles, packed, packed_fifth_bits
-from moetool.quant.fits import first_extreme, signed
+from moetool.quant.bits import (
+    fifth_bits,
+    groups,
+    half_bytes,
+    halves,
+    in_blocks,
+    nibbles,
+    packed,
+    packed_fifth_bits,
+)
+from moetool.quant.fits import signed
+from moetool.quant.spreads import by_extreme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +36,11 @@ def decode(block_BN: Tensor) -> Tensor:
 
 def encode(block_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
     """Weights ``[B, 32]``, and what an error in each counts -> blocks ``[B, 22]``."""
-    x_NB = block_BN.T
     if weight_BN is None:
-        d_B = first_extreme(x_NB) / -16
-        v_NB = x_NB * torch.where(d_B != 0, 1 / d_B, 0.0) + 16.5
-        q_BN = v_NB.int().to(torch.int8).clamp(max=31).to(torch.uint8).T
+        q_BN, d_B = by_extreme(block_BN, 16)
     else:
-        q_NB, d_B = signed(x_NB.contiguous(), 16, weight_BN.T.contiguous())
-        q_BN = q_NB.to(torch.uint8).T
+        q_NB, d_B = signed(groups(block_BN, 32), 16, groups(weight_BN, 32))
+        q_BN = in_blocks(q_NB, 32)
     return torch.cat(
         (half_bytes(d_B), packed_fifth_bits(q_BN), packed((q_BN & 15).view(-1, 2, 16))), 1
     )

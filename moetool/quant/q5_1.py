@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import fifth_bits, half_bytes, halves, nibbles, packed, packed_fifth_bits
-from moetool.quant.fits import IMPORTANCE_GRID, first_minimum, with_minimum
+from moetool.quant.bits import (
+    fifth_bits,
+    groups,
+    half_bytes,
+    halves,
+    in_blocks,
+    nibbles,
+    packed,
+    packed_fifth_bits,
+)
+from moetool.quant.fits import IMPORTANCE_GRID, with_minimum
+from moetool.quant.spreads import by_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,15 +37,12 @@ def decode(block_BN: Tensor) -> Tensor:
 
 def encode(block_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
     """Weights ``[B, 32]``, and what an error in each counts -> blocks ``[B, 24]``."""
-    x_NB = block_BN.T.contiguous()
     if weight_BN is None:
-        m_B = first_minimum(x_NB)
-        d_B = (x_NB.amax(0) - m_B) / 31
-        v_NB = (x_NB - m_B) * torch.where(d_B != 0, 1 / d_B, 0.0) + 0.5
-        q_BN = v_NB.int().to(torch.uint8).clamp(max=31).T
+        q_BN, d_B, m_B = by_range(block_BN, 31)
     else:
-        q_NB, d_B, min_B = with_minimum(x_NB, weight_BN.T.contiguous(), 31, IMPORTANCE_GRID)
-        q_BN, m_B = q_NB.to(torch.uint8).T, -min_B
+        x_NB, w_NB = groups(block_BN, 32), groups(weight_BN, 32)
+        q_NB, d_B, min_B = with_minimum(x_NB, w_NB, 31, IMPORTANCE_GRID)
+        q_BN, m_B = in_blocks(q_NB, 32), -min_B
     return torch.cat(
         (
             half_bytes(d_B),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import fields, halves, nibbles, packed, scales_and_mins
-from moetool.quant.fits import Grid, groups, in_blocks, stored_levels
+from moetool.quant.bits import fields, groups, halves, in_blocks, nibbles, packed, scales_and_mins
+from moetool.quant.fits import Grid, stored_levels
 from moetool.quant.six_bits import fit_groups
 
 if TYPE_CHECKING:

@@ -15,16 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import fields, half_bytes, halves, nibbles, packed
-from moetool.quant.fits import (
-    TINY,
-    first_extreme,
-    groups,
-    in_blocks,
-    nearest,
-    signed,
-    stored_levels,
-)
+from moetool.quant.bits import fields, groups, half_bytes, halves, in_blocks, nibbles, packed
+from moetool.quant.exact import first_extreme, nearest
+from moetool.quant.fits import TINY, signed, stored_levels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetool.quant.bits import half_bytes, halves
+from moetool.quant.spreads import by_largest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,5 @@ def encode(block_BN: Tensor, _weight_BN: Tensor | None = None) -> Tensor:
 
     The largest weight decides the scale, whatever the weights count.
     """
-    d_B1 = block_BN.abs().amax(1, keepdim=True) / 127
-    v_BN = block_BN * torch.where(d_B1 != 0, 1 / d_B1, 0.0)
-    whole_BN = v_BN.trunc()
-    q_BN = whole_BN + (2 * (v_BN - whole_BN)).trunc()
-    return torch.cat((half_bytes(d_B1[:, 0]), q_BN.int().to(torch.int8).view(torch.uint8)), 1)
+    q_BN, d_B = by_largest(block_BN)
+    return torch.cat((half_bytes(d_B), q_BN.view(torch.uint8)), 1)

@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import half_bytes, packed_scales_and_mins
-from moetool.quant.fits import (
-    IMPORTANCE_GRID,
-    Grid,
-    divided,
-    groups,
-    in_order,
-    nearest,
-    positive,
-    root,
-    with_minimum,
-)
+from moetool.quant.bits import groups, half_bytes, packed_scales_and_mins
+from moetool.quant.exact import divided, in_order, nearest, root
+from moetool.quant.fits import IMPORTANCE_GRID, Grid, positive, with_minimum
 from moetool.quant.importance import weigh
 
 if TYPE_CHECKING:
