@@ -23,7 +23,13 @@ SignOption = Annotated[
         show_default=False,
     ),
 ]
-_STYLES = {"EQUAL": "green", "RENUMBERED": "green", "ROUNDED": "yellow", "DIFFERENT": "red"}
+_STYLES = {
+    "EQUAL": "green",
+    "RENUMBERED": "green",
+    "ROUNDED": "yellow",
+    "QUANTISED": "yellow",
+    "DIFFERENT": "red",
+}
 
 
 def certify(
@@ -44,8 +50,8 @@ def certify(
     """Compare an output with its source, value by value, and record what was shown.
 
     Both are read whole. EQUAL: the same values. RENUMBERED: the same, experts in another order.
-    ROUNDED: each value is the nearest in the type that is stored, with the distance. `moetool
-    verify OUT` checks the record later.
+    ROUNDED: each value is the nearest in the type that is stored, with the distance. QUANTISED:
+    blocks are as near as their type usually comes. `moetool verify OUT` checks the record later.
     """
     from moetool.durable import write_durably
     from moetool.formats.output import refusals

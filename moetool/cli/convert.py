@@ -14,6 +14,15 @@ from moetool.cli.certify import render_certificate
 from moetool.cli.console import Column, Console, duration, size
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, parse_size, resolve
 from moetool.cli.plan_table import render_plan
+from moetool.cli.quantising import (
+    EmbeddingTypeOption,
+    ImatrixOption,
+    OutputTypeOption,
+    PureOption,
+    TensorTypeOption,
+    read_recipe,
+    render_errors,
+)
 from moetool.errors import NoRoomOnDisk
 
 if TYPE_CHECKING:
@@ -46,7 +55,11 @@ ShardSizeOption = Annotated[
     str | None, typer.Option(help="Largest file, as 5GB or 500MB (decimal units)")
 ]
 DtypeOption = Annotated[
-    str, typer.Option(help="Storage type: keep, bf16, f16 or f32; changes are counted")
+    str,
+    typer.Option(
+        help="Storage type: keep, bf16, f16, f32; for a GGUF also a mix of llama-quantize's, such "
+        "as q8_0 or q4_k_m; what changes is counted and measured"
+    ),
 ]
 OverflowOption = Annotated[
     bool,
@@ -83,6 +96,11 @@ def convert(
     out: OutOption = None,
     max_shard_size: ShardSizeOption = None,
     dtype: DtypeOption = "keep",
+    imatrix: ImatrixOption = None,
+    tensor_type: TensorTypeOption = None,
+    output_type: OutputTypeOption = None,
+    embedding_type: EmbeddingTypeOption = None,
+    pure: PureOption = False,
     allow_overflow: OverflowOption = False,
     force: ForceOption = False,
     restart: RestartOption = False,
@@ -92,7 +110,7 @@ def convert(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert to another layout or format, bit-exact.
+    """Convert to another layout or format, bit-exact; or quantise to the very bits of llama.cpp.
 
     The work is computed from two tables and streamed. Nothing is cast unasked; the source is not
     touched; the output has its name only when it is complete and was shown to be the same model.
@@ -104,12 +122,14 @@ def convert(
     from moetool.formats import open_checkpoint
 
     console = Console(json, quiet)
-    target, storage = find_target(to, layout), find_dtype(dtype)
+    recipe = read_recipe(dtype, imatrix, tensor_type, output_type, embedding_type, pure=pure)
+    target = find_target(to, layout)
+    storage = None if recipe else find_dtype(dtype)
     largest = parse_size(max_shard_size, "--max-shard-size")
 
     def prepared(source: Source, folder: Path) -> Job:
         return prepare(source, target, out or _beside(folder, target.convention), largest,
-                       dtype=storage, allow_overflow=allow_overflow)  # fmt: skip
+                       dtype=storage, allow_overflow=allow_overflow, recipe=recipe)  # fmt: skip
 
     if dry_run:
         _show_plan(console, _fetched_or_coming(path), prepared, readback=readback,
@@ -119,7 +139,9 @@ def convert(
     with open_checkpoint(source) as checkpoint:
         job = prepared(open_source(checkpoint), checkpoint.directory)
         again = _again(source, job.out, to=to, layout=layout, max_shard_size=max_shard_size,
-                       dtype=dtype, allow_overflow=allow_overflow, force=force,
+                       dtype=dtype, imatrix=imatrix, tensor_type=tensor_type,
+                       output_type=output_type, embedding_type=embedding_type, pure=pure,
+                       allow_overflow=allow_overflow, force=force,
                        no_readback=not readback, no_certificate=not certificate, json=json,
                        quiet=quiet)  # fmt: skip
         manner = Manner(force=force, restart=restart, readback=readback, again=again)
@@ -198,8 +220,10 @@ def _again(source: Path, out: Path, **options: object) -> str:
         match value:
             case True:
                 words.append(flag)
-            case str():
-                words += [flag, value]
+            case str() | Path():
+                words += [flag, str(value)]
+            case [*values]:
+                words += [word for one in values for word in (flag, str(one))]
     return shlex.join(words)
 
 
@@ -227,6 +251,7 @@ def _render(console: Console, report: ConvertReport, title: str) -> None:
     )
     if report.casts:
         _render_casts(console, report.casts)
+        render_errors(console, report.casts)
     rate = size((report.nbytes - report.resumed_nbytes) / max(report.seconds, 1e-9))
     if report.resumed_nbytes:
         console.line(f"{size(report.resumed_nbytes)} were there from an earlier run")

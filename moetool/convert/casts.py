@@ -11,6 +11,9 @@ back to bf16) must change nothing at all.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,29 +55,89 @@ class CastCount:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockError:
+    """How far quantised weights y are from the weights x: sums over ``numel`` of them.
+
+    ``square`` of x * x, ``made_square`` of y * y, ``product`` of x * y, ``off_square`` of
+    (y - x) * (y - x).
+    """
+
+    numel: int = 0
+    square: float = 0.0
+    off_square: float = 0.0
+    made_square: float = 0.0
+    product: float = 0.0
+    max_abs: float = 0.0
+
+    @property
+    def rel_rms(self) -> float:
+        """The root mean square of the error, relative to that of the weights."""
+        return math.sqrt(self.off_square / self.square) if self.square else 0.0
+
+    @property
+    def cosine(self) -> float:
+        """The cosine between the weights and what is stored of them; 1 where all are zero."""
+        norms = math.sqrt(self.square * self.made_square)
+        return min(self.product / norms, 1.0) if norms else float(self.square == self.made_square)
+
+    def __add__(self, other: BlockError) -> BlockError:
+        return BlockError(
+            self.numel + other.numel,
+            self.square + other.square,
+            self.off_square + other.off_square,
+            self.made_square + other.made_square,
+            self.product + other.product,
+            max(self.max_abs, other.max_abs),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TensorCast:
-    """The count of one written tensor, with the types as labels."""
+    """The count of one written tensor, with the types as labels; its error where it is blocks."""
 
     name: str
     source: str
     target: str
     count: CastCount
+    error: BlockError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleError:
+    """The error of all tensors of a role that have one type, and of the worst of them."""
+
+    tensors: str
+    n_tensors: int
+    dtype: str
+    rel_rms: float
+    max_abs: float
+    cosine: float
+    worst: str
+    worst_rel_rms: float
 
 
 @dataclass(frozen=True, slots=True)
 class CastReport:
-    """All casts of a conversion: their sum, and the tensors that need a look first."""
+    """All casts of a conversion: their sum, and the tensors that need a look first.
+
+    ``quantised`` has the error of what is stored in blocks, which ``total`` only counts.
+    """
 
     n_tensors: int
     total: CastCount
     worst: tuple[TensorCast, ...]
+    quantised: tuple[RoleError, ...] = ()
 
 
 @dataclass(slots=True)
 class CastAccount:
-    """Collects the counts of a conversion by written tensor."""
+    """Collects the counts of a conversion by written tensor.
+
+    ``importance``: what an error in each column counts, by tensor for each of its matrices.
+    """
 
     allow_overflow: bool = False
+    importance: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
     tensors: dict[str, TensorCast] = field(default_factory=dict)
 
     def add(self, target: TensorInfo, part: Part, cast: Cast, tally: Tally, row: int) -> None:
@@ -106,6 +169,7 @@ class CastAccount:
             cast.source.label,
             cast.target.label,
             held.count + count if held else count,
+            tally.error + held.error if held and held.error and tally.error else tally.error,
         )
 
     def report(self) -> CastReport | None:
@@ -115,7 +179,15 @@ class CastAccount:
         told = [tensor for tensor in self.tensors.values() if any(_severity(tensor.count))]
         told.sort(key=lambda tensor: _severity(tensor.count), reverse=True)
         total = sum((tensor.count for tensor in self.tensors.values()), CastCount())
-        return CastReport(len(self.tensors), total, tuple(told[:WORST]))
+        return CastReport(len(self.tensors), total, tuple(told[:WORST]), self._errors())
+
+    def _errors(self) -> tuple[RoleError, ...]:
+        roles: dict[tuple[str, str], list[tuple[str, BlockError]]] = {}
+        for cast in self.tensors.values():
+            if cast.error is not None:
+                role = re.sub(r"(?<=\.)\d+(?=\.)", "#", cast.name)
+                roles.setdefault((role, cast.target), []).append((cast.name, cast.error))
+        return tuple(_role_error(*key, errors) for key, errors in roles.items())
 
 
 @dataclass(slots=True)
@@ -124,6 +196,7 @@ class Tally:
 
     total: CastCount = CastCount()
     first: int | None = None
+    error: BlockError | None = None
 
     def cast(self, before: torch.Tensor, after: torch.Tensor) -> None:
         """Cast a flat chunk of at most 2**24 values into ``after``, and compare the two.
@@ -155,6 +228,11 @@ class Tally:
         self.total += CastCount(
             before.numel(), rounded=changed - underflowed, underflowed=underflowed
         )
+
+    def quantised(self, error: BlockError) -> None:
+        """Enter a piece that was stored in blocks."""
+        self.total += CastCount(numel=error.numel)
+        self.error = self.error + error if self.error else error
 
     def widen_bf16(self, raw: bytes) -> bytearray:
         """The f32 of bf16 values, which are its upper halves: a norm need not wait for torch."""
@@ -204,6 +282,14 @@ def _magnitudes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return smallest, largest
     low, high = values.view(torch.int16).bitwise_and(0x7FFF).aminmax()  # ordered as the values are
     return low.view(values.dtype), high.view(values.dtype)
+
+
+def _role_error(role: str, dtype: str, errors: list[tuple[str, BlockError]]) -> RoleError:
+    total = sum((error for _, error in errors), BlockError())
+    worst, error = max(errors, key=lambda item: item[1].rel_rms)
+    return RoleError(
+        role, len(errors), dtype, total.rel_rms, total.max_abs, total.cosine, worst, error.rel_rms
+    )
 
 
 def _severity(count: CastCount) -> tuple[int, int, int, int]:

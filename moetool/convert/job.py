@@ -29,6 +29,8 @@ from moetool.formats import FileCheckpoint, can_hold
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from moetool.arch.schema import StoredTensor
+    from moetool.convert.recipe import Recipe
     from moetool.convert.targets import Target
     from moetool.tensors import Checkpoint, DType
 
@@ -85,15 +87,18 @@ class Job:
     out: Path
     allow_overflow: bool = False
     max_shard_nbytes: int | None = None
+    recipe: Recipe | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the output will lack that its readers want."""
-        source = self.source
+        """What the output will lack that its readers want, or have that nobody asked for."""
+        source, args = self.source, self.source.recognized.args
         found = missing_vocabulary(
             self.target.side_files, source.tokenizer, source.checkpoint.catalog.metadata
         )
-        return (found,) if found else ()
+        layout = _layout(source, self.target) if self.recipe else {}
+        recipe = self.recipe.notes(layout, args) if self.recipe else ()
+        return (*((found,) if found else ()), *recipe)
 
     def run(
         self, progress: Progress = lambda _done, _note: None, manner: Manner | None = None
@@ -112,7 +117,8 @@ class Job:
             raise UsageFault("holds the source, and would be moved aside", where=str(self.out))
         if not (manner.restart or self.allow_overflow):
             _refuse_allowed_before(work_folder(self.out))
-        casts = CastAccount(self.allow_overflow)
+        importance = self.recipe.importance(self.plan) if self.recipe else {}
+        casts = CastAccount(self.allow_overflow, importance)
         began = time.monotonic()
         require_room(self.out, self.plan.nbytes)
         written = run(self._order(), manner, casts, progress)
@@ -144,6 +150,7 @@ class Job:
             self.out.name,
             tokenizer,
             checkpoint.catalog.metadata,
+            self.recipe.metadata() if self.recipe else {},
         )
         side_files = sidecars(self.target.side_files, args, self.plan, tokenizer)
         files = checkpoint.files if isinstance(checkpoint, FileCheckpoint) else ()
@@ -165,6 +172,7 @@ class Job:
             "layout": self.target.convention,
             "dtype": self.plan.main_dtype.label,
             "max_shard_nbytes": self.max_shard_nbytes,
+            **(self.recipe.options() if self.recipe else {}),
         }
 
 
@@ -186,8 +194,11 @@ def prepare(
     *,
     dtype: DType | None = None,
     allow_overflow: bool = False,
+    recipe: Recipe | None = None,
 ) -> Job:
     """Compute the plan; no weight is read. ``dtype`` None keeps the source's types.
+
+    ``recipe``: which type each tensor of a GGUF gets, instead of one for all.
 
     Raises:
         UsageFault: ``out`` is the source or lies inside it, the model has no such layout, or the
@@ -200,20 +211,30 @@ def prepare(
         raise UsageFault(
             "the output would lie inside the source", where=str(out), hint="give another --out"
         )
-    recognized = source.recognized
-    convention = find_convention(recognized.architecture, target)
+    recognized, layout = source.recognized, _layout(source, target)
     steps = derive_steps(
         source.checkpoint.catalog,
         recognized.layout,
-        expand(convention, recognized.args),
+        layout,
         recognized.args,
         dtype=dtype,
         restore=True,
+        types=recipe.types(target, layout, recognized.args) if recipe else None,
     )
     _refuse_unholdable(steps, target.file_format)
     largest = max_shard_nbytes or target.max_shard_nbytes
     plan = Plan(_shards(steps, target, out.name, largest))
-    return Job(source, target, plan, out, allow_overflow, largest)
+    return Job(source, target, plan, out, allow_overflow, largest, recipe)
+
+
+def _layout(source: Source, target: Target) -> dict[str, StoredTensor]:
+    """The tensors of a target.
+
+    Raises:
+        UsageFault: the model has no such layout.
+    """
+    recognized = source.recognized
+    return expand(find_convention(recognized.architecture, target), recognized.args)
 
 
 def _shards(

@@ -12,6 +12,7 @@ reads a weight: a plan can be printed for a checkpoint that is not on this machi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 COPY_CHUNK = 2 << 20  # bytes read at a time where nothing is rearranged
 HELD_NBYTES = 16 << 20  # held of a matrix that is being transposed
+QUANTISED_NUMEL = 1 << 18  # weights quantised at a time by a thread
+QUANTISED_NBYTES = QUANTISED_NUMEL * 48  # a piece: as stored, in float32, by groups, its levels
+QUANTISERS = min(16, len(os.sched_getaffinity(0)))  # threads; for each, two more pieces wait
 CAST_NUMEL = 1 << 18  # values cast at a time; with what is counted of them, a core's cache
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
@@ -112,6 +116,8 @@ class Part:
         if self.cast is None:
             return held
         source, target = self.cast.source.type_size, self.cast.target.type_size
+        if self.cast.target in BLOCKS:
+            return held + block + 3 * QUANTISERS * QUANTISED_NBYTES
         if self.cast.source in BLOCKS:  # a piece of weights, as bytes, as float32, and as fields
             return held + block + CAST_NUMEL * (target + 16)
         # The block that is read ahead, the one that is made, and of a few values: both types, and
@@ -197,6 +203,7 @@ def derive_steps(
     dtype: DType | None = None,
     restore: bool = False,
     decoded: DType | None = None,
+    types: Mapping[str, DType] | None = None,
 ) -> tuple[Step, ...]:
     """Derive the steps that turn one layout into another.
 
@@ -204,7 +211,8 @@ def derive_steps(
     target holds in full precision become f32 either way. ``restore``: what the source holds in
     full precision by its own rule goes back to the type of the rest; the cast is exact, so values
     that were not merely widened are refused when they are met. ``decoded``: the type of what is
-    stored in quantised blocks; None leaves the blocks as they are.
+    stored in quantised blocks; None leaves the blocks as they are. ``types``: the type of each
+    tensor of the target, as a mix chooses it.
 
     Raises:
         Refused: a tensor is stored in a type that cannot be transposed or cast.
@@ -217,7 +225,7 @@ def derive_steps(
         kept = dtype or _common({_kept(catalog, found, main) for found in held.values()})
         if decoded and kept in BLOCKS:
             kept = decoded
-        wanted = DType.F32 if stored.full_precision else kept
+        wanted = DType.F32 if stored.full_precision else types[stored.name] if types else kept
         bridge = _Bridge(catalog, args, wanted, exact=dtype is None)
         parts = [bridge.part(*places[cell.slot], cell) for cell in stored.cells]
         steps.append(Step(TensorInfo(stored.name, wanted, stored.shape), _merge(parts)))
@@ -304,6 +312,11 @@ class _Bridge:
             ops += (Cast(found, self.wanted, self.exact),)
         computed = [op for op in ops if isinstance(op, Transpose | Cast)]
         decoded = found in BLOCKS and not any(isinstance(op, Transpose) for op in computed)
+        if found in BLOCKS and self.wanted in BLOCKS and found is not self.wanted:
+            raise Refused(
+                f"{stored.name} is {found.label} already, and would be quantised twice",
+                hint="convert the checkpoint that it was made from (f32, f16 or bf16)",
+            )
         if computed and found not in FLOATS and not decoded:
             raise Refused(
                 f"{stored.name} is {found.label}, which cannot be transposed or cast",

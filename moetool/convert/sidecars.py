@@ -101,11 +101,13 @@ def headers(
     name: str,
     tokenizer: bytes | None,
     carried: Mapping[str, object] | None = None,
+    recipe: Mapping[str, tuple[str, object]] | None = None,
 ) -> list[Mapping[str, object]]:
     """What each file of a plan carries in its own header beside the tensors.
 
     ``carried``: the key-values of a GGUF that is the source; its vocabulary goes on where no
-    tokenizer.model lies beside it. What a GGUF will carry is held to the rules for one that is
+    tokenizer.model lies beside it. ``recipe``: key-values that say how weights were quantised.
+    What a GGUF will carry is held to the rules for one that is
     read, here, before its first byte is written.
 
     Raises:
@@ -116,7 +118,7 @@ def headers(
         return [own] * len(plan.shards)
     vocabulary = read_vocabulary(tokenizer) if tokenizer is not None else None
     values = _carried_tokenizer(carried or {}) | gguf_metadata(args, plan, name, vocabulary)
-    values |= _carried_file_type(carried or {}, plan)
+    values |= _carried_file_type(carried or {}, plan) | dict(recipe or {})
     plain = {key: value for key, (_, value) in values.items()}
     hint = "is the tokenizer.model beside the source this model's?"
     check_vocabulary(plain, spelling.from_gguf(plain).vocab_size, hint)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from moetool.convert.casts import CastAccount, Tally
 from moetool.convert.ops import Cast, Halve, Interleave, Reorder, Transpose
 from moetool.convert.plan import BLOCKS, CAST_NUMEL, COPY_CHUNK, HELD_NBYTES, Part, Plan, Step
+from moetool.convert.quantise import quantised
 from moetool.tensors import Buffer, Checkpoint, DType
 
 if TYPE_CHECKING:
@@ -35,12 +36,17 @@ def stream(
     """
     account = casts or CastAccount(allow_overflow=True)
     row = 0
-    for part in step.parts:
+    importance = account.importance.get(step.target.name, [None] * len(step.parts))
+    for part, weight in zip(step.parts, importance, strict=True):
         if part.cast is None:
             yield from _laid_out(checkpoint, part)
         else:
-            tally = Tally()
-            yield from _cast(_laid_out(checkpoint, part), part, part.cast, tally)
+            tally, laid_out = Tally(), _laid_out(checkpoint, part)
+            if part.cast.target in BLOCKS:
+                columns = step.target.shape[-1]
+                yield from quantised(laid_out, columns, part.cast, tally, weight)
+            else:
+                yield from _cast(laid_out, part, part.cast, tally)
             account.add(step.target, part, part.cast, tally, row)
         row += part.rows_out
 

@@ -3,6 +3,7 @@
     pth zip64 zip_records unpickler    torch.save files; pth_writer writes them
     safetensors strict_json            header and extents, and the writer
     gguf gguf_types                    key-values, tensor infos; gguf_writer writes them
+    imatrix importance                 importance matrices, .gguf and .dat; what they mean
     sentencepiece                      the vocabulary in tokenizer.model
     directory merge                    which files make one checkpoint
     rules output                       what all of them share

@@ -7,9 +7,7 @@ a raw .pth give the bytes here, a chunk at a time. So what is said of one layout
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -18,6 +16,7 @@ from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import Slot, expand
 from moetool.convert.plan import READABLE, Plan, Shard, Step, derive_steps
 from moetool.convert.stream import computing, stream
+from moetool.convert.threads import in_order
 from moetool.errors import Refused
 from moetool.formats import open_checkpoint
 from moetool.tensors import DType
@@ -74,6 +73,10 @@ class Weights:
         """Raw name, canonical shape, and the type in which the values are stored."""
         return self.steps[slot].target
 
+    def stored_dtype(self, slot: Slot) -> DType:
+        """The type in the file: that of the blocks where they are seen decoded."""
+        return self.steps[slot].parts[0].dtype
+
     def read(self, slot: Slot) -> Iterator[Buffer]:
         """Yield the values of a canonical tensor, row-major, in the type they are stored in.
 
@@ -101,19 +104,8 @@ def in_threads(
     plan = Plan((Shard("", tuple(steps)),))
     held = max(1, plan.peak_nbytes + working_nbytes)
     n_workers = max(1, min(_n_cpus(), MOST_WORKERS, MOST_HELD_NBYTES // held))
-    waiting: deque[tuple[K, Future[T]]] = deque()
-    with computing(plan), ThreadPoolExecutor(n_workers, "canonical") as pool:
-        try:
-            for key in keys:
-                waiting.append((key, pool.submit(work, key)))
-                if len(waiting) > 2 * n_workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with computing(plan):
+        yield from in_order(work, keys, n_workers, "canonical")
 
 
 @contextmanager

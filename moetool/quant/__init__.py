@@ -5,7 +5,7 @@
     bits, six_bits                     fields of a block, and what else several formats share
     spreads, fits                      scales by a block's extremes, and by search
     exact, quicker, compiled           float32 as C computes it; the same as compiled loops
-    importance                         what an error in each weight counts
+    importance, distance               what an error in each weight counts; how large it usually is
 
 A module is named by its type; its docstring draws the block. ``decode`` takes blocks as uint8
 ``[B, bytes]`` and gives float32 ``[B, weights]``, ``encode`` the reverse, both the very bits that
@@ -57,6 +57,7 @@ ENCODERS: dict[DType, Callable[[Tensor, Tensor | None], Tensor]] = {
     DType.Q4_K: q4_k.encode,
     DType.Q5_K: q5_k.encode,
     DType.Q6_K: q6_k.encode,
+    DType.MXFP4: mxfp4.encode,
 }
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from moetool.convert.casts import CastCount, TensorCast
+from moetool.convert.casts import BlockError, CastCount, TensorCast
 from moetool.convert.execute.checked_source import SourceRange
 from moetool.convert.execute.row_blocks import RowBlocks
 from moetool.durable import write_durably
@@ -185,7 +185,11 @@ def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tensor(fields: Mapping[str, Any]) -> TensorRecord:
-    cast = fields["cast"]
-    made = TensorCast(**{**cast, "count": CastCount(**cast["count"])}) if cast else None
+    made = _cast(fields["cast"]) if fields["cast"] else None
     blocks = RowBlocks(fields["blocks"]["rows"], tuple(fields["blocks"]["xxh3_64"]))
     return TensorRecord(**{**fields, "blocks": blocks, "cast": made})
+
+
+def _cast(fields: Mapping[str, Any]) -> TensorCast:
+    error = BlockError(**fields["error"]) if fields["error"] else None
+    return TensorCast(**{**fields, "count": CastCount(**fields["count"]), "error": error})

@@ -197,7 +197,11 @@ def _check_tensors(tensors: Mapping[str, object], where: str) -> None:
 
 def _cast(cast: TensorCast) -> dict[str, object]:
     """What a cast changed: it cannot be seen in the output, and not be undone."""
-    return {"from": cast.source, "to": cast.target, **asdict(cast.count)}
+    error = {}
+    if cast.error is not None:
+        found = cast.error
+        error = {"rel_rms": found.rel_rms, "max_abs": found.max_abs, "cosine": found.cosine}
+    return {"from": cast.source, "to": cast.target, **asdict(cast.count), **error}
 
 
 def _source(said: object) -> Mapping[str, Any]:

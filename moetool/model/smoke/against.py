@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetool.convert.plan import BLOCKS
 from moetool.errors import Refused
 from moetool.model.parallel.pipeline import Pipeline
 from moetool.model.smoke.checks import Check, judge, number
 from moetool.model.smoke.lockstep import Lockstep, by_layer, join, run_lockstep
 from moetool.model.smoke.text import shipped_text
+from moetool.quant.distance import usual_rel_rms
 from moetool.tensors import DType, main_dtype
 
 if TYPE_CHECKING:
@@ -29,13 +31,6 @@ if TYPE_CHECKING:
 SHAPES = ("dim", "n_layers", "hidden_dim", "vocab_size", "n_experts")
 BITS = {DType.BF16: 8, DType.F16: 11, DType.F32: 24, DType.F64: 53}
 ROOM = 8.0  # times the rounding of one value: sums of rounded terms stay well below it
-# Of a block: bits of a weight. The largest of 32 normal weights is at 2.4 deviations; 2^bits steps
-# over twice that are off by 1.4 / 2^bits of a deviation, as root mean square.
-BLOCK_BITS: dict[DType, float] = {
-    DType.Q8_0: 8.0, DType.Q6_K: 6.0, DType.Q5_0: 5.0, DType.Q5_1: 5.0, DType.Q5_K: 5.0,
-    DType.Q4_0: 4.0, DType.Q4_1: 4.0, DType.Q4_K: 4.0, DType.MXFP4: 3.5, DType.Q3_K: 3.0,
-    DType.Q2_K: 2.0,
-}  # fmt: skip
 BLOCK_ROOM = 2.5  # measured 1.1 to 1.2: three such matrices in an expert, one behind the other
 NAMED = 4  # parts or tensors that a line names
 
@@ -95,9 +90,9 @@ def band_of(subject: Subject) -> float:
     Of a mix of block types the coarsest counts, for any part may be stored in it.
     """
     types = {info.dtype for info in subject.checkpoint.catalog.tensors.values()}
-    blocks = [BLOCK_BITS[dtype] for dtype in types if dtype in BLOCK_BITS]
+    blocks = [usual_rel_rms(dtype) for dtype in types if dtype in BLOCKS]
     if blocks:
-        return BLOCK_ROOM * 1.4 / float(2.0 ** min(blocks))
+        return BLOCK_ROOM * max(blocks)
     return ROOM / float(2 ** BITS[main_dtype_of(subject)])
 
 

@@ -57,7 +57,7 @@ class Certificate:
 
     @property
     def ok(self) -> bool:
-        """Whether it is the same model, but for rounding."""
+        """Whether it is the same model, but for rounding and quantising."""
         return self.verdict is not Verdict.DIFFERENT
 
     def lines(self) -> Iterator[str]:

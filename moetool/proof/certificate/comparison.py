@@ -3,9 +3,12 @@
     EQUAL        every canonical tensor has the same values
     RENUMBERED   the same, but for the order of experts, whose router rows went with them
     ROUNDED      every value is the nearest in the type that the output stores
+    QUANTISED    some are in blocks, and as near as the type of block usually comes
     DIFFERENT    anything else: not the same model
 
-A rounded output says of each tensor how far it is from its source.
+A rounded or quantised output says of each tensor how far it is from its source. Of blocks, that is
+all that is shown: which blocks a quantiser chooses depends on the quantiser. A tensor in another's
+place, or one with a lost row or scale, is several times as far away as any quantiser puts it.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from moetool.convert.plan import BLOCKS
 from moetool.convert.stream import torch_dtype
 from moetool.errors import DigestMismatch
 from moetool.proof.diff.numbers import columns, paired, sums_of, values
 from moetool.proof.identity import digest_leaf
+from moetool.quant.distance import usual_rel_rms
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +34,16 @@ if TYPE_CHECKING:
     from moetool.proof.identity import Identity, Leaf
 
 
+ROOM = 2.0  # times the distance of normal weights: tails that are heavier take more
+
+
 class Verdict(Enum):
     """The only words for what an output is."""
 
     EQUAL = "EQUAL"
     RENUMBERED = "RENUMBERED"
     ROUNDED = "ROUNDED"
+    QUANTISED = "QUANTISED"
     DIFFERENT = "DIFFERENT"
 
 
@@ -42,7 +51,8 @@ class Verdict(Enum):
 class Bound:
     """How far one tensor is from its source; the numbers are those of `moetool.proof.diff`.
 
-    ``rounded`` is true where every value is the source's, rounded to the type that is stored.
+    ``rounded`` is true where every value is the source's, rounded to the type that is stored, or
+    where the type is one of blocks and the tensor within `ROOM` times its usual distance.
     ``max_abs`` and ``rel_rms`` are None where a value became infinite or NaN: JSON has neither.
     """
 
@@ -98,8 +108,10 @@ def compare(
         bounds.append(bound)
         done += source.info(slot).nbytes
         progress(done, bound.name)
-    rounded = all(bound.rounded for bound in bounds)
-    return Comparison(Verdict.ROUNDED if rounded else Verdict.DIFFERENT, tuple(bounds))
+    if not all(bound.rounded for bound in bounds):
+        return Comparison(Verdict.DIFFERENT, tuple(bounds))
+    blocks = any(output.stored_dtype(slot) in BLOCKS for slot in differing)
+    return Comparison(Verdict.QUANTISED if blocks else Verdict.ROUNDED, tuple(bounds))
 
 
 def _reasons(before: Identity, after: Identity) -> Iterator[str]:
@@ -130,15 +142,17 @@ def _refuse_unsteady(weights: Weights, slot: Slot, leaf: Leaf) -> None:
 
 
 def _bound(source: Weights, output: Weights, slot: Slot) -> Bound:
-    left, right = source.info(slot), output.info(slot)
+    left, right, stored = source.info(slot), output.info(slot), output.stored_dtype(slot)
     sums, rounded = sums_of(left, right), True
     for x, y in paired(values(source, slot), values(output, slot)):
         sums.add(x, y)
-        rounded = rounded and _is_nearest(x, y, torch_dtype(right.dtype))
+        rounded = rounded and (stored in BLOCKS or _is_nearest(x, y, torch_dtype(right.dtype)))
     found = sums.numbers(columns(left))
     # Digests that differ without a value that does: zeros of another sign, which no rounding makes.
     rounded = rounded and bool(found.differing or found.nan_b)
-    return Bound(left.name, left.dtype.label, right.dtype.label, rounded, found.numel,
+    if stored in BLOCKS:
+        rounded = found.rel_rms <= ROOM * usual_rel_rms(stored)  # false where it is NaN
+    return Bound(left.name, source.stored_dtype(slot).label, stored.label, rounded, found.numel,
                  found.differing, _finite(found.max_abs), _finite(found.rel_rms))  # fmt: skip
 
 
