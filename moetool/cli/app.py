@@ -28,6 +28,7 @@ from moetool.cli import (
     fetch,
     generate,
     identity,
+    imatrix,
     inspect,
     scan,
     selftest,
@@ -67,6 +68,7 @@ app.command("certify")(certify.certify)
 app.command("smoke-test")(smoke_test.smoke_test)
 app.command("generate")(generate.generate)
 app.command("eval")(eval_command.evaluate)
+app.command("imatrix")(imatrix.imatrix)
 app.command("tiny")(tiny.tiny)
 app.command("demo")(demo.demo)
 

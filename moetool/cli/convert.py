@@ -249,10 +249,11 @@ def _render(console: Console, report: ConvertReport, title: str) -> None:
         f"{report.n_tensors} tensors, {size(report.nbytes)}, {copied:.1%} copied byte for byte, "
         f"{size(report.peak_nbytes)} of weights in memory at most"
     )
-    if report.casts:
+    if report.casts and report.casts.n_tensors:
         _render_casts(console, report.casts)
+    if report.casts:
         render_errors(console, report.casts)
-    rate = size((report.nbytes - report.resumed_nbytes) / max(report.seconds, 1e-9))
+    rate = size(max(report.nbytes - report.resumed_nbytes, 0) / max(report.seconds, 1e-9))
     if report.resumed_nbytes:
         console.line(f"{size(report.resumed_nbytes)} were there from an earlier run")
     console.line(f"written in {duration(report.seconds)} ({rate}/s)", "green")

@@ -18,10 +18,11 @@ from moetool.cli.running import (
     MemoryOption,
     Running,
     pace,
+    read_text,
     running,
     say_outlook,
 )
-from moetool.errors import ReadFailed, Refused, UsageFault
+from moetool.errors import Refused, UsageFault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from moetool.model.mixtral import Transformer
     from moetool.model.parallel.shared import RankMemory
 
-MOST_TEXT_NBYTES = 64 << 20
 DEFAULT_WINDOW = 1024
 
 
@@ -100,7 +100,7 @@ def evaluate(
         for given in (path, text, *([against] if against else [])):
             if not given.exists():
                 raise UsageFault("no such file or folder", where=str(given))
-        content = _read(text)
+        content = read_text(text)
 
         def enter(where: Path) -> Running:
             return opened.enter_context(running(where, device, dtype, memory, together))
@@ -162,23 +162,6 @@ def parse_range(text: str | None, trained: int) -> range:
     if not found or found[0] < 1:
         raise UsageFault(f"--top-k {text!r} is no range of experts", hint="write it as 1..4, or 2")
     return found
-
-
-def _read(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        Refused: too large, or no UTF-8.
-        ReadFailed: the machine could not read it.
-    """
-    try:
-        if path.stat().st_size > MOST_TEXT_NBYTES:
-            raise Refused("larger than a text to score", where=str(path), hint="give a part of it")
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise Refused("is no UTF-8 text", where=str(path)) from error
-    except OSError as error:
-        raise ReadFailed(error.strerror or "cannot be read", where=str(path)) from error
 
 
 def _refuse_other_words(model: Running, other: Running) -> None:

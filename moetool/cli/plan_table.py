@@ -22,7 +22,7 @@ def render_plan(console: Console, report: PlanReport, title: str) -> None:
         [_row(group) for group in report.layers],
     )  # fmt: skip
     console.line()
-    console.table([Column("file"), Column("tensors' bytes", right=True)], _files(report))
+    console.table([Column("file"), Column("size", right=True)], _files(report))
     console.line()
     console.line(f"would convert {title}")
     share = report.copied_nbytes / max(report.nbytes, 1)

@@ -12,7 +12,7 @@ import typer
 
 from moetool.cli.console import Console, duration, safe, size
 from moetool.cli.options import parse_size
-from moetool.errors import Refused, UsageFault
+from moetool.errors import ReadFailed, Refused, UsageFault
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from moetool.model.mixtral import Transformer
     from moetool.model.parallel.group import Ranks
     from moetool.model.tokenizer import Tokenizer
+
+MOST_TEXT_NBYTES = 64 << 20
 
 DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps; what is named must be there")
@@ -166,6 +168,27 @@ def compute_dtype(name: str) -> torch.dtype | None:
     if name not in known:
         raise UsageFault(f"unknown dtype {name!r}", hint=", ".join(known))
     return known[name]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        Refused: too large, or no UTF-8.
+        ReadFailed: the machine could not read it.
+    """
+    try:
+        if path.stat().st_size > MOST_TEXT_NBYTES:
+            raise Refused(
+                "larger than a text to read",
+                where=str(path),
+                hint="give a part of it",
+            )
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise Refused("is no UTF-8 text", where=str(path)) from error
+    except OSError as error:
+        raise ReadFailed(error.strerror or "cannot be read", where=str(path)) from error
 
 
 def spoken(text: str) -> str:

@@ -120,7 +120,7 @@ class RoleError:
 class CastReport:
     """All casts of a conversion: their sum, and the tensors that need a look first.
 
-    ``quantised`` has the error of what is stored in blocks, which ``total`` only counts.
+    ``quantised`` has the error of what is stored in blocks, which the other two leave out.
     """
 
     n_tensors: int
@@ -178,8 +178,9 @@ class CastAccount:
             return None
         told = [tensor for tensor in self.tensors.values() if any(_severity(tensor.count))]
         told.sort(key=lambda tensor: _severity(tensor.count), reverse=True)
-        total = sum((tensor.count for tensor in self.tensors.values()), CastCount())
-        return CastReport(len(self.tensors), total, tuple(told[:WORST]), self._errors())
+        plain = [tensor.count for tensor in self.tensors.values() if tensor.error is None]
+        total = sum(plain, CastCount())
+        return CastReport(len(plain), total, tuple(told[:WORST]), self._errors())
 
     def _errors(self) -> tuple[RoleError, ...]:
         roles: dict[tuple[str, str], list[tuple[str, BlockError]]] = {}

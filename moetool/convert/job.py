@@ -100,6 +100,23 @@ class Job:
         recipe = self.recipe.notes(layout, args) if self.recipe else ()
         return (*((found,) if found else ()), *recipe)
 
+    @property
+    def headers(self) -> list[Mapping[str, object]]:
+        """What each file carries beside its tensors.
+
+        Raises:
+            InconsistentCheckpoint: the tokenizer is another model's.
+        """
+        return headers(
+            self.target.file_format,
+            self.source.recognized.args,
+            self.plan,
+            self.out.name,
+            self.source.tokenizer,
+            self.source.checkpoint.catalog.metadata,
+            self.recipe.metadata() if self.recipe else {},
+        )
+
     def run(
         self, progress: Progress = lambda _done, _note: None, manner: Manner | None = None
     ) -> ConvertReport:
@@ -142,16 +159,7 @@ class Job:
     def _order(self) -> Order:
         """Everything that decides the output, and the name of it all."""
         args, tokenizer = self.source.recognized.args, self.source.tokenizer
-        checkpoint = self.source.checkpoint
-        file_headers = headers(
-            self.target.file_format,
-            args,
-            self.plan,
-            self.out.name,
-            tokenizer,
-            checkpoint.catalog.metadata,
-            self.recipe.metadata() if self.recipe else {},
-        )
+        checkpoint, file_headers = self.source.checkpoint, self.headers
         side_files = sidecars(self.target.side_files, args, self.plan, tokenizer)
         files = checkpoint.files if isinstance(checkpoint, FileCheckpoint) else ()
         work = identify(

@@ -226,7 +226,7 @@ def derive_steps(
         if decoded and kept in BLOCKS:
             kept = decoded
         wanted = DType.F32 if stored.full_precision else types[stored.name] if types else kept
-        bridge = _Bridge(catalog, args, wanted, exact=dtype is None)
+        bridge = _Bridge(catalog, args, wanted, exact=dtype is None and types is None)
         parts = [bridge.part(*places[cell.slot], cell) for cell in stored.cells]
         steps.append(Step(TensorInfo(stored.name, wanted, stored.shape), _merge(parts)))
     return tuple(steps)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moetool.arch.summary import ranges
-from moetool.convert.dry_run.probe import Speeds, estimate_s, measure
+from moetool.convert.dry_run.exact_size import file_sizes
+from moetool.convert.dry_run.probe import Speeds, estimate_s, measure, quantising_s
 from moetool.convert.execute.folder import work_folder
 from moetool.convert.execute.room import Room, room_for
 
@@ -91,6 +92,7 @@ def foresee(job: Job, survey: Survey, *, readback: bool, certificate: bool = Fal
     speeds = measure(tuple(job.source.checkpoint.catalog.extents.values()), job.out)
     n_again = plan.read_nbytes * certificate + plan.nbytes * max(readback, certificate)
     seconds = estimate_s(speeds, plan.read_nbytes, plan.nbytes, n_again)
+    seconds = max(seconds, quantising_s(plan)) if seconds is not None else None
     return PlanReport(
         source=job.source.path,
         source_layout=job.source.recognized.convention.name,
@@ -109,7 +111,7 @@ def foresee(job: Job, survey: Survey, *, readback: bool, certificate: bool = Fal
         peak_nbytes=plan.peak_nbytes,
         room=room_for(job.out, plan.nbytes),
         estimate=Estimate(seconds, speeds),
-        files={shard.file_name: shard.nbytes for shard in plan.shards},
+        files=file_sizes(job),
         layers=collapse_steps(plan.steps),
         shards=tuple(map(_shard, plan.shards)),
     )
