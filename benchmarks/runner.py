@@ -1,5 +1,7 @@
 """generate at CPU speed: prefill and decode beside transformers and llama.cpp, same random weights.
 
+Arms that end in q8_0 run the GGUF that llama.cpp quantises to q8_0, ours with its blocks kept.
+
     python benchmarks/runner.py [--shape 791m|8x7b-layer] [--rounds 5] [--where /dev/shm] [ARM ...]
 
 Each arm is a process that has loaded the model and waits. A round measures the bandwidth of
@@ -25,7 +27,11 @@ from importlib import resources
 from pathlib import Path
 
 PROMPT, NEW = 512, 16
-ARMS = ("moetool", "transformers grouped_mm", "transformers eager", "llama.cpp")
+ARMS = (
+    "moetool", "moetool q8_0",
+    "transformers grouped_mm", "transformers eager",
+    "llama.cpp", "llama.cpp q8_0",
+)  # fmt: skip
 Measured = tuple[Callable[[list[int]], object], Callable[[int], object]]
 
 
@@ -53,8 +59,24 @@ def make(folder: Path, name: str) -> None:
         prepare(source, find_target(file_format, layout), folder / file_format).run()
 
 
+def quantise(folder: Path) -> None:
+    """Make the q8_0 GGUF beside the bf16 one."""
+    import llama_cpp
+
+    (source,) = (folder / "gguf").glob("*.gguf")
+    (folder / "q8_0").mkdir()
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+    files = (str(source).encode(), str(folder / "q8_0" / "model.gguf").encode())
+    if llama_cpp.llama_model_quantize(*files, settings):
+        sys.exit("llama.cpp did not quantise")
+
+
 def moetool(folder: Path) -> Measured:
     """Ours: a prompt, and a token."""
+    from moetool.cli.running import be_patient
+
+    be_patient()
     import torch
 
     from moetool.arch.recognize import recognize
@@ -62,12 +84,12 @@ def moetool(folder: Path) -> Measured:
     from moetool.model.load import open_weights
     from moetool.model.mixtral import Transformer
 
-    checkpoint = open_checkpoint(folder / "safetensors")
+    checkpoint = open_checkpoint(folder)
     known = recognize(checkpoint.catalog, checkpoint.directory)
     weights = open_weights(checkpoint, known, torch.device("cpu"))
     model = Transformer(known.args, weights)
     for layer_name in weights.steps:
-        weights[layer_name]
+        weights.matrix(layer_name)
     state = {}
 
     def prompt(tokens: list[int]) -> object:
@@ -103,10 +125,10 @@ def transformers(folder: Path, experts: str) -> Measured:
 
 
 def llama_cpp(folder: Path) -> Measured:
-    """llama.cpp on the bf16 GGUF, two threads."""
+    """llama.cpp on a GGUF, a thread on each core."""
     from llama_cpp import Llama
 
-    (path,) = (folder / "gguf").glob("*.gguf")
+    (path,) = folder.glob("*.gguf")
     cores = os.cpu_count() or 1
     model = Llama(str(path), n_ctx=PROMPT + NEW, n_batch=PROMPT, n_ubatch=PROMPT,
                   n_threads=cores, n_threads_batch=cores, verbose=False)  # fmt: skip
@@ -122,9 +144,9 @@ def serve(folder: Path, arm: str) -> None:
     """Be an arm: load, then answer each line with the seconds of prompt and tokens."""
     name, _, detail = arm.partition(" ")
     prompt, token = {
-        "moetool": lambda: moetool(folder),
+        "moetool": lambda: moetool(folder / (detail or "safetensors")),
         "transformers": lambda: transformers(folder, detail),
-        "llama.cpp": lambda: llama_cpp(folder),
+        "llama.cpp": lambda: llama_cpp(folder / (detail or "gguf")),
     }[name]()
     print("ready", file=sys.stderr, flush=True)
     for line in sys.stdin:
@@ -165,10 +187,12 @@ def main() -> None:
         serve(Path(options.serve[0]), options.serve[1])
         return
     args = shape(options.shape)
-    n_read = (args.n_params_active - args.vocab_size * args.dim) * 2  # of the embedding, one row
+    n_used = args.n_params_active - args.vocab_size * args.dim  # of the embedding, one row
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=options.where) as name:
         make(Path(name), options.shape)
+        if any(arm.endswith("q8_0") for arm in options.arms):
+            quantise(Path(name))
         arms = {arm: start(name, arm) for arm in options.arms}
         tokens = [(7 * n * n + 11) % 31000 + 300 for n in range(PROMPT + NEW)]
         for number in range(options.rounds + 1):
@@ -177,6 +201,7 @@ def main() -> None:
                 process.stdin.write(json.dumps(tokens) + "\n")
                 process.stdin.flush()
                 reading, writing = json.loads(process.stdout.readline())
+                n_read = n_used * (34 / 32 if arm.endswith("q8_0") else 2)
                 share = n_read * NEW / writing / limit
                 row = (PROMPT / reading, NEW / writing, share)
                 if number:  # the first round warms up, and is where ways are tried
@@ -185,7 +210,7 @@ def main() -> None:
         for process in arms.values():
             process.stdin.close()
             process.wait()
-    print(f"medians: {options.shape}, {n_read / 1e9:.2f} GB a token")
+    print(f"medians: {options.shape}, {n_used * 2 / 1e9:.2f} GB of bf16 a token")
     for arm, rows in found.items():
         print(told(arm, tuple(map(statistics.median, zip(*rows, strict=True)))))
 

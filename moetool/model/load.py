@@ -24,16 +24,19 @@ import torch
 
 from moetool.arch.schema import expand
 from moetool.convert.plan import BLOCKS, Step, derive_steps
-from moetool.convert.stream import stream, to_torch, torch_dtype
+from moetool.convert.stream import stream, torch_dtype, values_of
 from moetool.errors import NotEnoughMemory, Refused
 from moetool.extents import Extent, drop_from_cache
 from moetool.model.device import available_nbytes
+from moetool.model.kernels import stay_packed
+from moetool.model.packed import STORED, Packed
 from moetool.tensors import Catalog, Checkpoint, DType, main_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from moetool.arch.recognize import Recognized
+    from moetool.model.packed import Matrix
 
 CPU = torch.device("cpu")
 READERS = min(4, max(1, (os.cpu_count() or 2) // 2))  # the other cores compute
@@ -62,7 +65,7 @@ class WeightStore:
         self.nbytes = sum(self._nbytes(name) for name in steps)
         self.nbytes_read = 0
         self._checkpoint = checkpoint
-        self._held: OrderedDict[str, Future[torch.Tensor]] = OrderedDict()
+        self._held: OrderedDict[str, Future[Matrix]] = OrderedDict()
         self._held_nbytes = 0
         self._coming: deque[str] = deque()
         self._expected: set[str] = set()
@@ -90,6 +93,10 @@ class WeightStore:
         return [placed[name] for name in sources if name in placed]
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        return self._dense(self.matrix(name))
+
+    def matrix(self, name: str) -> Matrix:
+        """The tensor as it is held: packed, where it is stored and kept so."""
         if name not in self._held:
             needed = self._nbytes(name)
             # Nothing else is so urgent: what is expected leaves as well, where nothing else is.
@@ -127,7 +134,7 @@ class WeightStore:
             self._coming.popleft()
 
     def _begin(self, name: str) -> None:
-        self._held[name] = self._readers.submit(self.load, name)
+        self._held[name] = self._readers.submit(self._read, name)
         self._held_nbytes += self._nbytes(name)
 
     def _make_room(self, needed: int, keep: set[str]) -> bool:
@@ -143,7 +150,7 @@ class WeightStore:
         """Take rows of a tensor; one that is not resident is not read whole for a few of them."""
         step = self.steps[name]
         if name in self._held or self.resident or not (step.is_copy and len(step.parts) == 1):
-            return self[name][index_T]
+            return self._dense(self.matrix(name)[index_T])
         part = step.parts[0]
         first = part.byte_range[0]
         wanted = sorted(set(index_T.tolist()))
@@ -153,11 +160,17 @@ class WeightStore:
             for at in (first + row * part.row_nbytes for row in wanted)
         )
         self._count(len(data))
-        found = to_torch(data, step.target.dtype, (len(wanted), part.columns))
+        found = values_of(data, step.target.dtype).view(len(wanted), part.columns)
         return found[[place[row] for row in index_T.tolist()]].to(self.device, self.dtype)
 
     def load(self, name: str) -> torch.Tensor:
         """Read a tensor onto the device, and hold nothing of it."""
+        return self._dense(self._read(name))
+
+    def _dense(self, matrix: Matrix) -> torch.Tensor:
+        return matrix.widen().to(self.dtype) if isinstance(matrix, Packed) else matrix
+
+    def _read(self, name: str) -> Matrix:
         step = self.steps[name]
         raw = torch.empty(step.target.nbytes, dtype=torch.uint8)
         # A view that python copies into; torch's way to one needs numpy, which may be absent.
@@ -166,6 +179,8 @@ class WeightStore:
         self._count(sum(part.nbytes for part in step.parts))
         if self._pass_through:
             self._forget(step)
+        if step.target.dtype is STORED:
+            return Packed(raw.view(step.target.shape[0], -1), self.dtype)
         tensor = raw.view(torch_dtype(step.target.dtype)).view(step.target.shape)
         try:
             return tensor.to(self.device, self._dtype(step))
@@ -190,13 +205,12 @@ class WeightStore:
 
     def _dtype(self, step: Step) -> torch.dtype:
         """Norms and routers stay as stored: they are small, and used in float32 anyway."""
-        name = step.target.name
-        if len(step.target.shape) == 1 or name.endswith("feed_forward.gate.weight"):
-            return torch_dtype(step.target.dtype)
-        return self.dtype
+        return self.dtype if _is_matrix(step) else torch_dtype(step.target.dtype)
 
     def _nbytes(self, name: str) -> int:
         step = self.steps[name]
+        if step.target.dtype is STORED:
+            return step.target.nbytes
         return math.prod(step.target.shape) * self._dtype(step).itemsize
 
     def _count(self, nbytes: int) -> None:
@@ -216,20 +230,25 @@ def open_weights(
     device: torch.device,
     dtype: torch.dtype | None = None,
     budget: int | None = None,
+    *,
+    packed: bool = True,
 ) -> WeightStore:
     """Make the weights of a recognised checkpoint available on a device; nothing is read yet.
 
     ``dtype``: of matrices and activations; None keeps the checkpoint's, and is bf16 where that is
-    quantised: blocks are decoded as they are read. ``budget``: bytes that
-    weights may take; None is most of what is free on the device.
+    quantised. ``budget``: bytes that weights may take; None is most of what is free on the device.
+    ``packed``: q8_0 may stay as it is stored; other blocks are decoded as they are read.
 
     Raises:
         Refused: stored in a type that is not computed with (float8, blocks not decoded here).
         NotEnoughMemory: the budget does not hold the largest tensor.
     """
+    kept = dtype or kept_dtype(checkpoint.catalog)
     steps = canonical_steps(checkpoint.catalog, recognized)
+    if packed:
+        steps = packed_steps(checkpoint.catalog, recognized, steps, device, kept)
     allowed = available_nbytes(device) if budget is None else budget
-    store = WeightStore(checkpoint, steps, device, dtype or kept_dtype(checkpoint.catalog), allowed)
+    store = WeightStore(checkpoint, steps, device, kept, allowed)
     largest = max(step.target.nbytes for step in steps.values())
     if allowed < largest:
         raise NotEnoughMemory(
@@ -245,8 +264,12 @@ def kept_dtype(catalog: Catalog) -> torch.dtype:
     return torch.bfloat16 if main in BLOCKS else torch_dtype(main)
 
 
-def canonical_steps(catalog: Catalog, recognized: Recognized) -> dict[str, Step]:
+def canonical_steps(
+    catalog: Catalog, recognized: Recognized, decoded: DType | None = DType.F32
+) -> dict[str, Step]:
     """The steps from a checkpoint's layout to the raw one, by raw name.
+
+    ``decoded``: what quantised blocks become; None leaves them as they are.
 
     Raises:
         Refused: a tensor is stored in a type that is not computed with.
@@ -258,5 +281,28 @@ def canonical_steps(catalog: Catalog, recognized: Recognized) -> dict[str, Step]
                 hint="run the checkpoint it was made from (f32, f16 or bf16)",
             )
     target = expand(recognized.architecture.raw, recognized.args)
-    steps = derive_steps(catalog, recognized.layout, target, recognized.args, decoded=DType.F32)
+    steps = derive_steps(catalog, recognized.layout, target, recognized.args, decoded=decoded)
     return {step.target.name: step for step in steps}
+
+
+def packed_steps(
+    catalog: Catalog,
+    recognized: Recognized,
+    steps: dict[str, Step],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Step]:
+    """The steps that leave matrices packed where that is computed with as fast, else the same."""
+    largest = max(step.target.numel for step in steps.values())
+    is_stored = any(info.dtype is STORED for info in catalog.tensors.values())
+    if not is_stored or not stay_packed(device, dtype, largest):
+        return steps
+    as_stored = canonical_steps(catalog, recognized, decoded=None)
+    kept = {n: s for n, s in as_stored.items() if s.target.dtype is STORED and _is_matrix(s)}
+    return steps | kept
+
+
+def _is_matrix(step: Step) -> bool:
+    """Neither a norm nor a router."""
+    name = step.target.name
+    return len(step.target.shape) > 1 and not name.endswith("feed_forward.gate.weight")

@@ -25,6 +25,7 @@ number of prompts costs one pass over the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -36,9 +37,10 @@ from moetool.model.cache import Cache, Place, in_chunks
 from moetool.model.kernels import linear, widened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from moetool.arch.args import ModelArgs
+    from moetool.model.packed import Matrix
 
 SWIGLU = ("w1", "w2", "w3")
 ATTENTION = ("wq", "wk", "wv", "wo")
@@ -66,6 +68,10 @@ class Weights(Protocol):
         """The whole tensor."""
         ...
 
+    def matrix(self, name: str) -> Matrix:
+        """The whole tensor for a product: packed, where it is held so."""
+        ...
+
     def rows(self, name: str, index_T: Tensor) -> Tensor:
         """Some rows of a tensor of which no more may be in memory."""
         ...
@@ -91,6 +97,20 @@ class Probe(Protocol):
 
     def expert(self, layer: int, expert: int, y_SD: Tensor) -> None:  # noqa: ARG002
         """See what an expert makes of its S tokens, before it is weighted."""
+        return
+
+    def inputs(
+        self,
+        layer: int,  # noqa: ARG002
+        matrices: tuple[str, ...],  # noqa: ARG002
+        x_SI: Tensor,  # noqa: ARG002
+        expert: int | None = None,  # noqa: ARG002
+    ) -> None:
+        """See S rows that matrices of a layer, or of one of its experts, are multiplied with.
+
+        Each row comes once, though not all of them together. Only the reference shows this:
+        engines for GPUs fuse products.
+        """
         return
 
 
@@ -164,7 +184,7 @@ class Transformer:
         for layer in layers:
             surely = range(self.args.n_experts if len(h_TD) >= MANY else 0)
             self.weights.expect(self._names(layer) + self._expert_names(layer, surely))
-            h_TD = self.attention(layer, h_TD, places)
+            h_TD = self.attention(layer, h_TD, places, probe)
             if probe:
                 probe.hidden(layer, "attention", h_TD)
             h_TD = self.experts(layer, h_TD, probe)
@@ -176,13 +196,15 @@ class Transformer:
     def logits(self, h_TD: Tensor) -> Tensor:
         """Score every token of the vocabulary, in float32: rounded to bf16, logits would tie."""
         x_TD = rms_norm(h_TD, self.weights["norm.weight"], self.args.norm_eps)
-        return widened(x_TD.float(), self.weights["output.weight"])
+        return widened(x_TD.float(), self.weights.matrix("output.weight"))
 
     @torch.inference_mode()
-    def attention(self, layer: int, h_TD: Tensor, places: Sequence[Place]) -> Tensor:
+    def attention(
+        self, layer: int, h_TD: Tensor, places: Sequence[Place], probe: Probe | None = None
+    ) -> Tensor:
         """Add to the stream what its positions find in those before them."""
         name = f"layers.{layer}.attention"
-        wq, wk, wv, wo = (self.weights[f"{name}.{w}.weight"] for w in ATTENTION)
+        wq, wk, wv, wo = (self.weights.matrix(f"{name}.{w}.weight") for w in ATTENTION)
         streams: list[Tensor] = []
         at = 0
         for chunk in in_chunks(places, CHUNK):
@@ -198,7 +220,11 @@ class Transformer:
                 attend(q, *place.remember(layer, k, v), self.args.sliding_window)
                 for place, q, k, v in zip(chunk, q_TNH, k_TKH, v_TKH, strict=True)
             ]
-            addend_TD = linear(torch.cat(found_TNH).flatten(1), wo)
+            found_TQ = torch.cat(found_TNH).flatten(1)
+            if probe:
+                probe.inputs(layer, ATTENTION[:3], x_TD)
+                probe.inputs(layer, ATTENTION[3:], found_TQ)
+            addend_TD = linear(found_TQ, wo)
             streams.append(here_TD + self._joined(addend_TD).to(here_TD.dtype))
             at += sum(sizes)
         return torch.cat(streams)
@@ -212,30 +238,42 @@ class Transformer:
         x_TD = self._norm(layer, "ffn_norm", h_TD)
         if self.args.n_experts:
             return h_TD + self._mixture(layer, x_TD, probe)
-        matrices = [self.weights[name] for name in self._expert_names(layer, [None])]
-        addend_TD = torch.cat([swiglu(x, *matrices) for x in torch.split(x_TD, CHUNK)])
+        addend_TD = self._swiglu(layer, None, torch.split(x_TD, CHUNK), probe)
         return h_TD + self._joined(addend_TD).to(h_TD.dtype)
 
     def _mixture(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
         gate_ED = self.weights[f"layers.{layer}.feed_forward.gate.weight"]
         routing = route(x_TD, gate_ED, self.args.n_experts_per_tok)
         if probe:
+            probe.inputs(layer, ("gate",), x_TD)
             probe.routed(layer, routing)
         chosen = sorted(set(routing.experts_TA.flatten().tolist()))
         self.weights.expect(self._expert_names(layer, chosen) + self._names(layer + 1))
         sum_TD = torch.zeros_like(x_TD, dtype=torch.float32)
         for expert in chosen:
             token_S, place_S = torch.where(routing.experts_TA == expert)
-            w1, w2, w3 = (self.weights[name] for name in self._expert_names(layer, [expert]))
-            y_SD = torch.cat(
-                [swiglu(x_TD[rows], w1, w2, w3) for rows in torch.split(token_S, CHUNK)]
-            )
+            pieces = (x_TD[rows] for rows in torch.split(token_S, CHUNK))
+            y_SD = self._swiglu(layer, expert, pieces, probe)
             if probe:
                 probe.expert(layer, expert, y_SD.float())
             # No token chooses an expert twice: each row gets one addend, in the order of experts.
             weights_S1 = routing.weights_TA[token_S, place_S, None]
             sum_TD.index_add_(0, token_S, y_SD.float() * weights_S1)
         return self._joined(sum_TD).to(x_TD.dtype)
+
+    def _swiglu(
+        self, layer: int, expert: int | None, pieces: Iterable[Tensor], probe: Probe | None
+    ) -> Tensor:
+        """One expert, or the SwiGLU of a dense layer, on rows that come in pieces."""
+        w1, w2, w3 = map(self.weights.matrix, self._expert_names(layer, [expert]))
+        if not probe:
+            return torch.cat([swiglu(x_SD, w1, w2, w3) for x_SD in pieces])
+        made = []
+        for x_SD in pieces:
+            probe.inputs(layer, ("w1", "w3"), x_SD, expert)
+            seen = partial(probe.inputs, layer, ("w2",), expert=expert)
+            made.append(swiglu(x_SD, w1, w2, w3, seen))
+        return torch.cat(made)
 
     def _joined(self, addend_TD: Tensor) -> Tensor:
         """A sum over heads or experts; all of it is here, unless several processes share them."""
@@ -247,7 +285,7 @@ class Transformer:
             [rms_norm(h, weight_D, self.args.norm_eps) for h in torch.split(h_TD, CHUNK)]
         )
 
-    def _heads(self, x_TD: Tensor, w: Tensor) -> Tensor:
+    def _heads(self, x_TD: Tensor, w: Matrix) -> Tensor:
         return linear(x_TD, w).view(len(x_TD), -1, self.args.head_dim)
 
     def _names(self, layer: int) -> list[str]:
@@ -339,6 +377,15 @@ def route(x_TD: Tensor, gate_ED: Tensor, n_chosen: int) -> Routing:
     return Routing(logits_TE, order_TE[:, :n_chosen], weights_TA)
 
 
-def swiglu(x_TD: Tensor, w1_FD: Tensor, w2_DF: Tensor, w3_FD: Tensor) -> Tensor:
-    """One expert."""
-    return linear(F.silu(linear(x_TD, w1_FD)) * linear(x_TD, w3_FD), w2_DF)
+def swiglu(
+    x_TD: Tensor,
+    w1_FD: Matrix,
+    w2_DF: Matrix,
+    w3_FD: Matrix,
+    seen: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """One expert; ``seen`` is shown the rows that w2 is multiplied with."""
+    gated_TF = F.silu(linear(x_TD, w1_FD)) * linear(x_TD, w3_FD)
+    if seen:
+        seen(gated_TF)
+    return linear(gated_TF, w2_DF)

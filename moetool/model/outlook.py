@@ -84,6 +84,7 @@ def foresee(weights: WeightStore, args: ModelArgs, work: Work) -> Outlook:
         NotEnoughMemory: what is held on a CPU does not leave the room that the run needs beside it.
     """
     held = min(weights.nbytes, weights.budget)
+    token = weights.nbytes_stored * args.n_params_active // args.n_params
     slow = weights.nbytes_stored >= MUCH_NBYTES or not weights.resident
     outlook = Outlook(
         weights_nbytes=weights.nbytes,
@@ -91,7 +92,7 @@ def foresee(weights: WeightStore, args: ModelArgs, work: Work) -> Outlook:
         cache_nbytes=cache_nbytes(args, work.n_positions, weights.dtype.itemsize),
         rows_nbytes=rows_nbytes(args, work, weights.dtype.itemsize),
         pass_nbytes=weights.nbytes_stored,
-        token_nbytes=0 if weights.resident else args.n_params_active * weights.dtype.itemsize,
+        token_nbytes=0 if weights.resident else token,
         disk_nbytes_s=read_speeds(weights.extents)[0] if slow and weights.extents else None,
     )
     free = free_nbytes()

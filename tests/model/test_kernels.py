@@ -1,4 +1,4 @@
-"""Three ways to multiply, one result; and the choice between them."""
+"""Four ways to multiply, one result; and the choice between them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def pair(n_rows, dtype, n_in=192, n_out=80):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n_rows", [1, 2, 40])
-@pytest.mark.parametrize("choice", [Choice(), Choice(mv=False), Choice(widened_from=2)])
+@pytest.mark.parametrize(
+    "choice",
+    [Choice(), Choice(mv=False), Choice(widened_from=2), Choice(widened_from=9, compiled_to=2)],
+)
 def test_every_way_gives_the_product_rounded_once(choose, choice, n_rows, dtype):
     x, w = pair(n_rows, dtype)
     expected = x.double() @ w.double().T
@@ -51,18 +54,36 @@ def test_widened_is_float32_to_the_end(monkeypatch, n_rows):
     assert torch.equal(widened(x.float(), w.float()), widened(x.float(), w.float()))
 
 
-def test_the_choice_is_the_quicker_way(monkeypatch):
+class Loops:
+    """Stands for compiled loops where only clocks decide."""
+
+    @staticmethod
+    def takes(_matrix):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("loops", "seconds", "expected"),
+    [  # mv, linear; one row; one row packed; 16 rows by linear, tiled; 64 rows
+        (None, [1, 1, 1, 6, 1, 1, 1, 1], Choice(packed=False)),
+        (None, [1, 1, 1, 1.2, 1.2, 1, 1.2, 1], Choice()),
+        (None, [1, 2, 1, 1, 5, 1], Choice(widened_from=16)),
+        (None, [2, 1, 1, 1, 1, 1, 5, 1], Choice(mv=False, widened_from=64)),
+        # mv, linear; one row, by torch and compiled, 8 rows; the same packed; 16 rows
+        (Loops, [1, 1, 1, 1, 0.9, 9, 5, 6, 6, 0.5, 6, 5.9, 5, 1], Choice(True, 16, 8, 1)),
+        (Loops, [1, 1, 1, 1, 0.95, 6, 6, 2, 6, 5.9, 5, 1], Choice(True, 16, 0, 1, packed=False)),
+    ],
+)
+def test_the_choice_is_the_quicker_way(monkeypatch, loops, seconds, expected):
     """With clocks that say so; a way that is a little quicker changes nothing."""
-    for slow_linear, slow_mv, expected in [
-        (1.0, 1.0, Choice()),
-        (1.2, 1.0, Choice()),
-        (5.0, 1.0, Choice(widened_from=16)),
-        (1.0, 2.0, Choice(mv=False)),
-    ]:
-        seconds = iter([slow_mv, 1.0, slow_linear, 1.0, slow_linear, 1.0])
-        monkeypatch.setattr(kernels, "_seconds", lambda *_args, seconds=seconds: next(seconds))
-        monkeypatch.setattr(kernels, "_SETTLED", {})
-        assert chosen_for(torch.bfloat16) == expected
+    clock = iter(seconds)
+    monkeypatch.setattr(kernels, "_compiled", lambda: loops)
+    monkeypatch.setattr(
+        kernels, "_seconds", lambda _matrices, *products: [next(clock) for _ in products]
+    )
+    monkeypatch.setattr(kernels, "_SETTLED", {})
+    assert chosen_for(torch.bfloat16) == expected
+    assert not list(clock)
 
 
 def test_trying_is_quick_and_is_done_once(monkeypatch):
@@ -72,8 +93,25 @@ def test_trying_is_quick_and_is_done_once(monkeypatch):
     monkeypatch.setattr(kernels, "_seconds", None)
     assert chosen_for(torch.bfloat16) is first
     assert "for one row" in str(first)
-    kernels.settle(torch.bfloat16, Choice(widened_from=7))
-    assert chosen_for(torch.bfloat16) == Choice(widened_from=7)
+
+
+def test_processes_settle_on_what_all_of_them_can_do(monkeypatch):
+    """The first one's choice, but for compiled loops that another one has not."""
+    monkeypatch.setattr(kernels, "_SETTLED", {})
+    first = Choice(widened_from=7, compiled_to=8, packed_to=8)
+    kernels.settle(torch.bfloat16, [first, first])
+    assert chosen_for(torch.bfloat16) == first
+    kernels.settle(torch.bfloat16, [first, Choice(mv=False, packed_to=1)])
+    assert chosen_for(torch.bfloat16) == Choice(widened_from=7, packed_to=1)
+
+
+def test_without_numba_nothing_is_compiled(choose, monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _name: None)
+    choose(Choice(compiled_to=2))
+    kernels._compiled.cache_clear()
+    x, w = pair(1, torch.bfloat16)
+    assert torch.equal(linear(x, w), torch.mv(w, x[0])[None])
+    kernels._compiled.cache_clear()
 
 
 def test_small_products_are_not_worth_a_trial(monkeypatch):

@@ -15,6 +15,7 @@ from moetool.convert.plan import derive_steps
 from moetool.convert.stream import stream, to_torch
 from moetool.model import mixtral
 from moetool.model.generate import generate
+from moetool.model.mixtral import Probe
 from moetool.model.smoke import SmokeTest, Verdict
 from moetool.release.fixture import find_fixture
 from moetool.release.manifest import find_release
@@ -194,17 +195,11 @@ def test_raw_and_converted_pass_with_equal_logits(sound, tiny_release):
     assert len(losses) == 1
 
 
-class Routes:
+class Routes(Probe):
     """A probe that keeps what the routers chose."""
 
     def __init__(self):
         self.seen = []
-
-    def hidden(self, layer, part, h_TD):
-        """Nothing to keep."""
-
-    def expert(self, layer, expert, y_SD):
-        pass
 
     def routed(self, layer, routing):
         assert layer == len(self.seen)

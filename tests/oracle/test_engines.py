@@ -82,7 +82,9 @@ def test_a_sound_conversion_is_as_the_engine_has_it(converted, theirs):
 def test_maths_of_another_order_is_a_no(converted, theirs, monkeypatch):
     """The runner takes w1 for w3, as a wrong table of names would; the engine does not."""
     swiglu = mixtral.swiglu
-    monkeypatch.setattr(mixtral, "swiglu", lambda x, w1, w2, w3: swiglu(x, w3, w2, w1))
+    monkeypatch.setattr(
+        mixtral, "swiglu", lambda x, w1, w2, w3, *seen: swiglu(x, w3, w2, w1, *seen)
+    )
     check = beside(converted, theirs)
     assert check.verdict is Verdict.FAIL
     assert check.value > GOOD

@@ -47,7 +47,7 @@ def engine_for(
     elif weights.resident:
         yield Resident(args, stack(args, weights.load, READERS))
     else:
-        host = open_weights(checkpoint, recognized, CPU, weights.dtype)
+        host = open_weights(checkpoint, recognized, CPU, weights.dtype, packed=False)
         try:
             with offloaded(args, weights, host) as model:
                 yield model

@@ -68,6 +68,10 @@ class SharedWeights:
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
+    def matrix(self, name: str) -> Tensor:
+        """The same: nothing is packed here."""
+        return self[name]
+
     def rows(self, name: str, index_T: Tensor) -> Tensor:
         """Some rows of a tensor."""
         return self._tensors[name][index_T]

@@ -64,7 +64,13 @@ class Resident(Transformer):
         return cache
 
     @torch.inference_mode()
-    def attention(self, layer: int, h_TD: Tensor, places: Sequence[Place]) -> Tensor:
+    def attention(
+        self,
+        layer: int,
+        h_TD: Tensor,
+        places: Sequence[Place],
+        probe: Probe | None = None,  # noqa: ARG002  # what a fused product takes is not shown
+    ) -> Tensor:
         """Add to the stream what its positions find in those before them."""
         args, weights = self.args, self.stacked.layers[layer]
         x_TD = rms_norm(h_TD, weights.attention_norm_D, args.norm_eps)

@@ -77,6 +77,10 @@ class StackedWeights:
     def __getitem__(self, name: str) -> Tensor:
         return dense(self._parts[name], self.dtype)
 
+    def matrix(self, name: str) -> Tensor:
+        """The same: nothing is packed here."""
+        return self[name]
+
     def rows(self, name: str, index_T: Tensor) -> Tensor:
         """Some rows of a tensor."""
         return dense(part(self._parts[name], index_T), self.dtype)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moetool.errors import NotEnoughMemory
 from moetool.model import kernels
-from moetool.model.load import WeightStore, canonical_steps, kept_dtype, open_weights
+from moetool.model.load import WeightStore, canonical_steps, kept_dtype, open_weights, packed_steps
 from moetool.model.mixtral import Transformer
 from moetool.model.parallel.pipeline import Pipeline
 from moetool.model.parallel.ranges import split_layers
@@ -50,10 +50,10 @@ def open_model(
     kept = dtype or kept_dtype(checkpoint.catalog)
     allowed = ranks.room() if budget is None else budget
     steps = canonical_steps(checkpoint.catalog, recognized)
+    _multiply_alike(steps, kept, ranks)
     open_share = _open_slices if ranks.split == "tensor" else _open_layers
     model = open_share(checkpoint, recognized, steps, kept, allowed, ranks)
     _refuse_full(model)
-    _multiply_alike(model)
     return model, model.store
 
 
@@ -62,6 +62,7 @@ def _open_layers(
     dtype: torch.dtype, budget: int, ranks: Ranks,
 ) -> Shared:  # fmt: skip
     n_layers = recognized.args.n_layers
+    steps = packed_steps(checkpoint.catalog, recognized, steps, ranks.device, dtype)
     sizes = [_numel(steps, [f"layers.{layer}."]) for layer in range(n_layers)]
     before, behind = _numel(steps, FIRST), _numel(steps, LAST)
     layers = split_layers(sizes, ranks.size, before, behind)[ranks.rank]
@@ -89,13 +90,11 @@ def _open_slices(
     return TensorParallel(recognized.args, store, ranks, slices)
 
 
-def _multiply_alike(model: Shared) -> None:
+def _multiply_alike(steps: dict[str, Step], dtype: torch.dtype, ranks: Ranks) -> None:
     """Have all ranks compute products as the first one found best: sums are taken in that order."""
-    store, ranks = model.store, model.ranks
-    largest = max(step.target.numel for step in store.steps.values())
-    if kernels.are_tried(store.device, store.dtype, max(ranks.share(largest))):
-        first, *_ = ranks.share(kernels.chosen_for(store.dtype))
-        kernels.settle(store.dtype, first)
+    largest = max(step.target.numel for step in steps.values())
+    if kernels.are_tried(ranks.device, dtype, largest):
+        kernels.settle(dtype, ranks.share(kernels.chosen_for(dtype)))
 
 
 def _refuse_full(model: Shared) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetool.convert.distance import usual_rel_rms
 from moetool.convert.plan import BLOCKS
 from moetool.errors import Refused
 from moetool.model.parallel.pipeline import Pipeline
 from moetool.model.smoke.checks import Check, judge, number
 from moetool.model.smoke.lockstep import Lockstep, by_layer, join, run_lockstep
 from moetool.model.smoke.text import shipped_text
-from moetool.quant.distance import usual_rel_rms
 from moetool.tensors import DType, main_dtype
 
 if TYPE_CHECKING:

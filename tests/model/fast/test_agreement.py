@@ -34,6 +34,8 @@ class Wrong:
                 return self.weights[name.replace(f".{a}.", f".{b}.")]
         return self.weights[name]
 
+    matrix = __getitem__
+
 
 def logits(model, tokens, probe=None):
     return model.forward(tokens, model.new_cache(len(tokens)), probe)

@@ -18,7 +18,7 @@ from moetool.model.fast.rates import Rates, measure
 from moetool.model.fast.resident import Resident
 from moetool.model.fast.slots import PASSING, Slots
 from moetool.model.load import open_weights
-from moetool.model.mixtral import Transformer
+from moetool.model.mixtral import Probe, Transformer
 
 CPU = torch.device("cpu")
 NEVER_CPU, ALWAYS_CPU = Rates(1e12, 1.0, 1.0), Rates(1.0, 1e12, 1e15)
@@ -119,18 +119,13 @@ def test_the_busiest_experts_of_a_prompt_stay(stores, some_tokens, odd_args):
     """One slot for each layer: the expert that most tokens of the prompt went to is in it."""
     loads = {}
 
-    class Probe:
-        def hidden(self, *_):
-            pass
-
-        expert = hidden
-
+    class Loads(Probe):
         def routed(self, layer, routing):
             loads[layer] = routing.experts_TA.flatten().bincount(minlength=5)
 
     weights, host = stores(PASSING + odd_args.n_layers)
     with offloaded(odd_args, weights, host, NEVER_CPU) as model:
-        model.forward(some_tokens(64), model.new_cache(64), Probe())
+        model.forward(some_tokens(64), model.new_cache(64), Loads())
         for layer, load_E in loads.items():
             assert list(model._slots._held[layer]) == [int(load_E.argmax())]
 

@@ -10,7 +10,7 @@ from moetool.model.fast import grouped
 from moetool.model.fast.agreement import agreement
 from moetool.model.fast.grouped import grouped_product, sort_by_expert
 from moetool.model.fast.stacked import stack
-from moetool.model.mixtral import Transformer
+from moetool.model.mixtral import Probe, Transformer
 
 
 def test_the_reference_runs_on_the_stacks_to_the_last_bit(pair, some_tokens, odd_args):
@@ -127,7 +127,7 @@ def test_pairs_are_sorted_by_expert_and_then_by_token():
 
 
 def test_the_probe_sees_what_it_sees_of_the_reference(pair, some_tokens):
-    class Probe:
+    class Seen(Probe):
         def __init__(self):
             self.seen = []
 
@@ -141,7 +141,7 @@ def test_the_probe_sees_what_it_sees_of_the_reference(pair, some_tokens):
             self.seen.append((layer, expert, y))
 
     reference, fast = pair()
-    probes = [Probe(), Probe()]
+    probes = [Seen(), Seen()]
     for model, probe in zip((reference, fast), probes, strict=True):
         model.forward(some_tokens(9), model.new_cache(9), probe)
     right, found = (probe.seen for probe in probes)

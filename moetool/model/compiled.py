@@ -1,0 +1,175 @@
+"""Products of a few rows and a matrix, compiled by numba: as fast as memory gives the weights.
+
+A row of the matrix is a run of blocks of 32 weights, as they are stored:
+
+    bf16    64 bytes    32 values: the upper halves of float32s
+    q8_0    34 bytes    a float16 scale, then 32 int8
+
+A block is widened in registers, multiplied with its part of the row and summed in float32, in eight
+lanes. That is written in LLVM's own vectors: from a plain loop over q8_0 LLVM makes code that is
+bound by arithmetic. The order of a sum depends neither on threads nor on how memory is aligned.
+
+Importing this takes as long as importing numba. A kernel is compiled once on a machine, in about
+a second, and read from a cache beside this file (or from the user's) from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numba
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, prange, types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from moetool.model.packed import Packed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moetool.model.packed import Matrix
+
+BLOCK = 32  # weights
+LANES = 8
+AHEAD = 1024  # bytes: asked for before they are needed; a CPU's own guess ends with a page
+THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # at most
+TRIPLE, _CPU, FEATURES = cpu_target.target_context.codegen().magic_tuple()
+# Without an instruction for it LLVM calls a function that numba has not, and the process ends.
+HAS_HALVES = "+f16c" in FEATURES or not TRIPLE.startswith(("x86", "i386", "i686"))
+FUSED = ("contract",)  # a product and the sum it goes to may be rounded once
+FLOAT, HALF = ir.FloatType(), ir.HalfType()
+BYTE, SHORT, INT = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+_ONE_AT_A_TIME = Lock()  # of numba's ways to share work over threads one aborts the process
+
+
+def _lanes(kind: ir.Type) -> ir.VectorType:
+    return ir.VectorType(kind, LANES)
+
+
+def _at(builder: ir.IRBuilder, base: ir.Value, offset: int, kind: ir.Type) -> ir.Value:
+    """What lies so many bytes behind an address; blocks of 34 bytes are not aligned."""
+    place = builder.gep(base, [ir.Constant(INT, offset)])
+    return builder.load(builder.bitcast(place, kind.as_pointer()), align=1)
+
+
+def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """One value in every lane."""
+    nothing = ir.Constant(_lanes(value.type), ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(INT, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_lanes(INT), [0] * LANES))
+
+
+def _bf16(builder: ir.IRBuilder, block: ir.Value, number: int) -> ir.Value:
+    """Eight weights of a block."""
+    upper = builder.zext(_at(builder, block, 2 * number, _lanes(SHORT)), _lanes(INT))
+    bits = builder.shl(upper, ir.Constant(_lanes(INT), [16] * LANES))
+    return builder.bitcast(bits, _lanes(FLOAT))
+
+
+def _q8_0(builder: ir.IRBuilder, block: ir.Value, number: int) -> ir.Value:
+    """Eight weights of a block, before their scale."""
+    whole = builder.sext(_at(builder, block, 2 + number, _lanes(BYTE)), _lanes(INT))
+    return builder.sitofp(whole, _lanes(FLOAT))
+
+
+def _scale(builder: ir.IRBuilder, block: ir.Value) -> ir.Value:
+    # Spread before it is widened: a lone float16 is put into whatever was in a register before,
+    # and then waits for that.
+    stored = _spread(builder, _at(builder, block, 0, SHORT))
+    return builder.fpext(builder.bitcast(stored, _lanes(HALF)), _lanes(FLOAT))
+
+
+def _dot(
+    nbytes: int, weights: Callable[..., ir.Value], scale: Callable[..., ir.Value] | None = None
+) -> Any:  # noqa: ANN401  # a function for numba, which has no type for those
+    """The product of a row of blocks of ``nbytes`` and one of activations."""
+
+    def emit(_context: object, builder: ir.IRBuilder, _signature: object, args: Any) -> ir.Value:  # noqa: ANN401
+        w, x = (builder.inttoptr(address, BYTE.as_pointer()) for address in args[:2])
+        nothing = ir.Constant(_lanes(FLOAT), [0.0] * LANES)
+        total = cgutils.alloca_once_value(builder, nothing)  # type: ignore[no-untyped-call]
+        with cgutils.for_range(builder, args[2]) as loop:
+            size = loop.index.type
+            block = builder.gep(w, [builder.mul(loop.index, ir.Constant(size, nbytes))])
+            beside = builder.gep(x, [builder.mul(loop.index, ir.Constant(size, BLOCK * 4))])
+            _prefetch(builder, block)
+            sums = nothing
+            for number in range(0, BLOCK, LANES):
+                some = _at(builder, beside, 4 * number, _lanes(FLOAT))
+                addend = builder.fmul(weights(builder, block, number), some, flags=FUSED)
+                sums = builder.fadd(sums, addend, flags=FUSED) if number else addend
+            if scale:
+                sums = builder.fmul(scale(builder, block), sums, flags=FUSED)
+            builder.store(builder.fadd(builder.load(total), sums, flags=FUSED), total)
+        lanes = builder.load(total)
+        found = ir.Constant(FLOAT, 0.0)
+        for lane in range(LANES):
+            found = builder.fadd(found, builder.extract_element(lanes, ir.Constant(INT, lane)))
+        return found
+
+    def dot(_typing: object, w: object, x: object, n_blocks: object) -> Any:  # noqa: ANN401, ARG001
+        return types.float32(types.intp, types.intp, types.intp), emit
+
+    return intrinsic(dot)
+
+
+def _prefetch(builder: ir.IRBuilder, block: ir.Value) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
+    function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+        builder.module, kind, "llvm.prefetch.p0i8"
+    )
+    read, into_all, data = (ir.Constant(INT, number) for number in (0, 3, 1))
+    ahead = builder.gep(block, [ir.Constant(INT, AHEAD)])
+    builder.call(function, [ahead, read, into_all, data])
+
+
+_dot_bf16 = _dot(2 * BLOCK, _bf16)
+_dot_q8_0 = _dot(2 + BLOCK, _q8_0, _scale)
+
+
+# ``w x`` are the addresses of the matrix and of float32 rows, which stand one behind the other.
+def _times_bf16(w: int, row_nbytes: int, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
+    for o in prange(y_TO.shape[1]):
+        for t in range(y_TO.shape[0]):
+            y_TO[t, o] = _dot_bf16(w + o * row_nbytes, x + 4 * BLOCK * n_blocks * t, n_blocks)
+
+
+def _times_q8_0(w: int, row_nbytes: int, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
+    for o in prange(y_TO.shape[1]):
+        for t in range(y_TO.shape[0]):
+            y_TO[t, o] = _dot_q8_0(w + o * row_nbytes, x + 4 * BLOCK * n_blocks * t, n_blocks)
+
+
+def _jit(function: Callable[..., None]) -> Callable[..., None]:
+    try:
+        return njit(function, parallel=True, nogil=True, cache=True)  # type: ignore[no-any-return]
+    except RuntimeError:  # no folder that a cache could be written to
+        return njit(function, parallel=True, nogil=True)  # type: ignore[no-any-return]
+
+
+_BF16, _Q8_0 = _jit(_times_bf16), _jit(_times_q8_0)
+
+
+def takes(w_OI: Matrix) -> bool:
+    """Whether there is a kernel for such a matrix: bf16 or packed, whole blocks, row by row."""
+    if isinstance(w_OI, Packed):
+        return HAS_HALVES
+    blocks = w_OI.dtype == torch.bfloat16 and w_OI.shape[1] % BLOCK == 0
+    return blocks and w_OI.is_contiguous()
+
+
+def times(x_TI: Tensor, w_OI: Matrix) -> Tensor:
+    """Multiply float32 rows by a matrix that it `takes`; the result is float32 ``[T, O]``."""
+    kernel, stored = (_Q8_0, w_OI.data) if isinstance(w_OI, Packed) else (_BF16, w_OI)
+    n_out, n_in = w_OI.shape
+    x_TI, y_TO = x_TI.contiguous(), torch.empty(len(x_TI), n_out)
+    row_nbytes = stored.stride(0) * stored.itemsize
+    with _ONE_AT_A_TIME:
+        numba.set_num_threads(min(torch.get_num_threads(), THREADS))
+        kernel(stored.data_ptr(), row_nbytes, x_TI.data_ptr(), n_in // BLOCK, y_TO.numpy())
+    return y_TO
