@@ -30,6 +30,7 @@ from moetool.cli import (
     identity,
     imatrix,
     inspect,
+    repair,
     scan,
     selftest,
     smoke_test,
@@ -58,6 +59,7 @@ app = typer.Typer(
 )
 app.command("fetch")(fetch.fetch)
 app.command("verify")(verify.verify)
+app.command("repair")(repair.repair)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert_command.convert)
 app.command("diff")(diff.diff)

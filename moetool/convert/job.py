@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import expand
 from moetool.convert.casts import CastAccount, CastReport
+from moetool.convert.chat_template import GGUF_KEY, read_chat_template
 from moetool.convert.execute.folder import Progress, work_folder
 from moetool.convert.execute.identity import identify
 from moetool.convert.execute.journal import read_journal
@@ -75,6 +76,7 @@ class Source:
     recognized: Recognized
     path: Path
     tokenizer: bytes | None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Job:
         Raises:
             InconsistentCheckpoint: the tokenizer is another model's.
         """
+        template = self.source.chat_template
         return headers(
             self.target.file_format,
             self.source.recognized.args,
@@ -114,7 +117,8 @@ class Job:
             self.out.name,
             self.source.tokenizer,
             self.source.checkpoint.catalog.metadata,
-            self.recipe.metadata() if self.recipe else {},
+            ({GGUF_KEY: ("str", template)} if template is not None else {})
+            | (self.recipe.metadata() if self.recipe else {}),
         )
 
     def run(
@@ -134,6 +138,7 @@ class Job:
             raise UsageFault("holds the source, and would be moved aside", where=str(self.out))
         if not (manner.restart or self.allow_overflow):
             _refuse_allowed_before(work_folder(self.out))
+        notes = self.notes  # an importance matrix of another model is refused here
         importance = self.recipe.importance(self.plan) if self.recipe else {}
         casts = CastAccount(self.allow_overflow, importance)
         began = time.monotonic()
@@ -153,14 +158,16 @@ class Job:
             seconds=time.monotonic() - began,
             casts=casts.report(),
             resumed_nbytes=written.resumed_nbytes,
-            notes=self.notes,
+            notes=notes,
         )
 
     def _order(self) -> Order:
         """Everything that decides the output, and the name of it all."""
         args, tokenizer = self.source.recognized.args, self.source.tokenizer
         checkpoint, file_headers = self.source.checkpoint, self.headers
-        side_files = sidecars(self.target.side_files, args, self.plan, tokenizer)
+        side_files = sidecars(
+            self.target.side_files, args, self.plan, tokenizer, self.source.chat_template
+        )
         files = checkpoint.files if isinstance(checkpoint, FileCheckpoint) else ()
         work = identify(
             checkpoint.catalog, files, self.plan, file_headers, side_files, self._options()
@@ -191,7 +198,9 @@ def open_source(checkpoint: FileCheckpoint) -> Source:
         ArchError: it is not a model that is known, or is inconsistent.
     """
     recognized = recognize(checkpoint.catalog, checkpoint.directory)
-    return Source(checkpoint, recognized, checkpoint.path, read_tokenizer(checkpoint.directory))
+    directory = checkpoint.directory
+    template = read_chat_template(directory, checkpoint.catalog.metadata)
+    return Source(checkpoint, recognized, checkpoint.path, read_tokenizer(directory), template)
 
 
 def prepare(

@@ -5,7 +5,7 @@
 
 A piece is the same whatever the number of threads, so the blocks and the measured error are, too.
 NaN and infinity are refused: a block has one scale, and they would take the weights beside them
-along.
+along. So would a weight that is beyond what a scale of f16 can reach.
 """
 
 from __future__ import annotations
@@ -21,24 +21,63 @@ from moetool.convert.threads import in_order
 from moetool.errors import LossyCast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable
 
     import torch
 
     from moetool.convert.casts import Tally
     from moetool.convert.ops import Cast
-    from moetool.tensors import Buffer, DType
+    from moetool.tensors import Buffer, DType, TensorInfo
+
+_LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """The weights that a type of blocks cannot store."""
+
+    n_nan: int = 0
+    n_inf: int = 0
+    n_beyond: int = 0
+
+    def __add__(self, other: Unfit) -> Unfit:
+        return Unfit(
+            self.n_nan + other.n_nan, self.n_inf + other.n_inf, self.n_beyond + other.n_beyond
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.n_nan or self.n_inf or self.n_beyond)
+
+    def refuse(self, target: TensorInfo) -> None:
+        """Refuse a tensor that has any.
+
+        Raises:
+            LossyCast: with their number.
+        """
+        label = target.dtype.label
+        if self.n_nan or self.n_inf:
+            raise LossyCast(
+                f"{self.n_nan:,} weights are NaN and {self.n_inf:,} infinite, which {label} cannot "
+                "store: they would spoil the weights beside them",
+                where=target.name,
+                hint="moetool scan says where they are; --dtype keep carries them as they are",
+            )
+        if self.n_beyond:
+            raise LossyCast(
+                f"{self.n_beyond:,} weights are beyond {label}, whose scales are f16, or in a "
+                "block with one that is",
+                where=target.name,
+                hint="--dtype bf16 or f32 holds them",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """The blocks of a piece and their error, or the weights in it that are no numbers."""
+    """The blocks of a piece and their error, or the weights in it that do not fit."""
 
     stored: bytes = b""
     error: BlockError | None = None
-    n_nan: int = 0
-    n_inf: int = 0
-    n_beyond: int = 0
+    unfit: Unfit = Unfit()
 
 
 def quantised(
@@ -47,38 +86,25 @@ def quantised(
     cast: Cast,
     tally: Tally,
     importance: torch.Tensor | None,
-) -> Iterator[Buffer]:
+) -> Generator[Buffer, None, Unfit]:
     """Yield the blocks of rows of ``columns`` weights, and enter their error in ``tally``.
 
-    Raises:
-        LossyCast: with the number of weights that are NaN or infinite, or so large that their
-            block's scale is.
+    Returns the weights that do not fit. There are no more blocks from the first of them on, but
+    all are counted: what is refused is refused with its number.
     """
     size = cast.source.type_size
     pieces = whole_rows(chunks, columns * size, QUANTISED_NUMEL * size)
-    n_nan = n_inf = n_beyond = 0
+    unfit = Unfit()
 
     def make(piece: bytearray) -> _Made:
         return _quantise(piece, columns, cast, importance)
 
     for _, made in in_order(make, pieces, QUANTISERS, "quantise"):
-        n_nan, n_inf, n_beyond = n_nan + made.n_nan, n_inf + made.n_inf, n_beyond + made.n_beyond
-        if n_nan or n_inf or n_beyond:
-            continue  # to count them all
-        assert made.error is not None
-        tally.quantised(made.error)
-        yield made.stored
-    if n_nan or n_inf:
-        raise LossyCast(
-            f"{n_nan:,} weights are NaN and {n_inf:,} infinite, which {cast.target.label} cannot "
-            "store: they would spoil the weights beside them",
-            hint="moetool scan says where they are; --dtype keep carries them as they are",
-        )
-    if n_beyond:
-        raise LossyCast(
-            f"{n_beyond:,} weights are beyond {cast.target.label}, whose scales are f16",
-            hint="--dtype bf16 or f32 holds them",
-        )
+        unfit += made.unfit
+        if made.error and not unfit:
+            tally.quantised(made.error)
+            yield made.stored
+    return unfit
 
 
 def _quantise(piece: bytearray, columns: int, cast: Cast, importance: torch.Tensor | None) -> _Made:
@@ -92,16 +118,16 @@ def _quantise(piece: bytearray, columns: int, cast: Cast, importance: torch.Tens
     if not math.isfinite(square):
         n_nan, n_inf = int(rows.isnan().sum()), int(rows.isinf().sum())
         if n_nan or n_inf:
-            return _Made(n_nan=n_nan, n_inf=n_inf)
+            return _Made(unfit=Unfit(n_nan, n_inf))
     stored = encode(rows, cast.target, importance)
     content = bytearray(stored.numel())
     torch.frombuffer(content, dtype=torch.uint8).copy_(stored.flatten())
-    error = _error(rows.flatten(), stored.flatten(), cast.target)
-    n_beyond = 0 if math.isfinite(error.off_square) else rows.numel()
-    return _Made(bytes(content), error, n_beyond=n_beyond)
+    error, n_beyond = _error(rows.flatten(), stored.flatten(), cast.target)
+    return _Made(bytes(content), error, Unfit(n_beyond=n_beyond))
 
 
-def _error(x: torch.Tensor, stored: torch.Tensor, dtype: DType) -> BlockError:
+def _error(x: torch.Tensor, stored: torch.Tensor, dtype: DType) -> tuple[BlockError, int]:
+    """The error of a piece; and how many weights are lost, for they or others are too large."""
     import torch
 
     from moetool.quant import decode
@@ -116,4 +142,8 @@ def _error(x: torch.Tensor, stored: torch.Tensor, dtype: DType) -> BlockError:
         sums = [float(torch.dot(a, b)) for a, b in pairs]
     square, off_square, made_square, product = sums
     largest = max(-float(low), float(high))
-    return BlockError(x.numel(), square, off_square, made_square, product, largest)
+    error = BlockError(x.numel(), square, off_square, made_square, product, largest)
+    if largest <= _LARGEST_HALF / 2:  # false where it is NaN
+        return error, 0
+    huge = (x.abs() > _LARGEST_HALF) & (off.abs() > x.abs() / 2)
+    return error, int((huge | ~off.isfinite()).sum())

@@ -56,7 +56,13 @@ def missing_vocabulary(
     return "no tokenizer.model beside the source, and so none beside the output"
 
 
-def sidecars(kind: str, args: ModelArgs, plan: Plan, tokenizer: bytes | None) -> dict[str, bytes]:
+def sidecars(
+    kind: str,
+    args: ModelArgs,
+    plan: Plan,
+    tokenizer: bytes | None,
+    chat_template: str | None = None,
+) -> dict[str, bytes]:
     """All side files of a target, ready to be written."""
     files: dict[str, bytes] = {}
     if kind == "mistral":
@@ -73,7 +79,10 @@ def sidecars(kind: str, args: ModelArgs, plan: Plan, tokenizer: bytes | None) ->
     if tokenizer is not None and kind == "hf":
         vocabulary = read_vocabulary(tokenizer)
         files["tokenizer.json"] = _json(tokenizer_json(vocabulary), indent=None)
-        files["tokenizer_config.json"] = _json(tokenizer_config(vocabulary, args.max_seq_len))
+        files["tokenizer_config.json"] = _json(
+            tokenizer_config(vocabulary, args.max_seq_len)
+            | ({"chat_template": chat_template} if chat_template is not None else {})
+        )
     index = shard_index(plan)
     if index is not None:
         files[index[0]] = _json(index[1])
@@ -101,12 +110,12 @@ def headers(
     name: str,
     tokenizer: bytes | None,
     carried: Mapping[str, object] | None = None,
-    recipe: Mapping[str, tuple[str, object]] | None = None,
+    more: Mapping[str, tuple[str, object]] | None = None,
 ) -> list[Mapping[str, object]]:
     """What each file of a plan carries in its own header beside the tensors.
 
     ``carried``: the key-values of a GGUF that is the source; its vocabulary goes on where no
-    tokenizer.model lies beside it. ``recipe``: key-values that say how weights were quantised.
+    tokenizer.model lies beside it. ``more``: key-values beside those of the model, with types.
     What a GGUF will carry is held to the rules for one that is
     read, here, before its first byte is written.
 
@@ -118,7 +127,7 @@ def headers(
         return [own] * len(plan.shards)
     vocabulary = read_vocabulary(tokenizer) if tokenizer is not None else None
     values = _carried_tokenizer(carried or {}) | gguf_metadata(args, plan, name, vocabulary)
-    values |= _carried_file_type(carried or {}, plan) | dict(recipe or {})
+    values |= _carried_file_type(carried or {}, plan) | dict(more or {})
     plain = {key: value for key, (_, value) in values.items()}
     hint = "is the tokenizer.model beside the source this model's?"
     check_vocabulary(plain, spelling.from_gguf(plain).vocab_size, hint)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from moetool.convert.casts import CastAccount, Tally
 from moetool.convert.ops import Cast, Halve, Interleave, Reorder, Transpose
 from moetool.convert.plan import BLOCKS, CAST_NUMEL, COPY_CHUNK, HELD_NBYTES, Part, Plan, Step
-from moetool.convert.quantise import quantised
+from moetool.convert.quantise import Unfit, quantised
 from moetool.tensors import Buffer, Checkpoint, DType
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def stream(
     """Yield the stored bytes of a step's target, in order; ``casts`` counts what is changed.
 
     Raises:
-        LossyCast: values that may not change would.
+        LossyCast: values that may not change would, or a type of blocks cannot store them.
     """
     account = casts or CastAccount(allow_overflow=True)
-    row = 0
+    row, unfit = 0, Unfit()
     importance = account.importance.get(step.target.name, [None] * len(step.parts))
     for part, weight in zip(step.parts, importance, strict=True):
         if part.cast is None:
@@ -44,11 +44,12 @@ def stream(
             tally, laid_out = Tally(), _laid_out(checkpoint, part)
             if part.cast.target in BLOCKS:
                 columns = step.target.shape[-1]
-                yield from quantised(laid_out, columns, part.cast, tally, weight)
+                unfit += yield from quantised(laid_out, columns, part.cast, tally, weight)
             else:
                 yield from _cast(laid_out, part, part.cast, tally)
             account.add(step.target, part, part.cast, tally, row)
         row += part.rows_out
+    unfit.refuse(step.target)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
     imatrix importance                 importance matrices, .gguf and .dat; what they mean
     sentencepiece                      the vocabulary in tokenizer.model
     directory merge                    which files make one checkpoint
+    remote                             the headers of one that is elsewhere
     rules output                       what all of them share
 
 Readers take a `ByteSource`; only this module and `directory` open files.

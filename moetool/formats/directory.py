@@ -83,13 +83,16 @@ def find_files(path: Path) -> FileSet:
 def survey_files(path: Path, promised: Iterable[str] = ()) -> FileSet:
     """Find what is there of a checkpoint; ``promised`` are names that will come to the directory.
 
+    They count as missing: what is in ``files`` can be opened.
+
     Raises:
         UsageFault: there is nothing at that path.
         Refused: no checkpoint, or more than one.
     """
     if path.is_dir():
         return _in_directory(path, frozenset(promised))
-    if not os.path.lexists(path):
+    is_promised = path.name in promised
+    if not is_promised and not os.path.lexists(path):
         raise UsageFault("no such file or directory", where=str(path))
     if path.name.endswith(".index.json"):
         return _indexed(path)
@@ -105,7 +108,14 @@ def survey_files(path: Path, promised: Iterable[str] = ()) -> FileSet:
             )
         here = {name for name in _all_parts(shard) if (path.parent / name).is_file()}
         return _file_set(path.parent, "gguf", _all_parts(shard), here)
+    if is_promised and path.suffix in _SUFFIXES:
+        return FileSet(path.parent, _SUFFIXES[path.suffix], (), missing=(path.name,))
     return FileSet(path.parent, _format(path), (path,))
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file of that name can be of a checkpoint: its suffix is a format's."""
+    return Path(name).suffix in _SUFFIXES or name.endswith(".index.json")
 
 
 def _format(path: Path) -> str:

@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 _MAX_SMALL = 4096  # bytes of byteorder, version and their like
+_SMALL = {"byteorder": frozenset({"little"}), "version": frozenset({"2", "3"})}
 
 
-def read_catalog(source: ByteSource) -> Catalog:
+def read_catalog(source: ByteSource, *, far: bool = False) -> Catalog:
     """Read which tensors a torch.save file holds and where; no weight is read.
+
+    ``far``: the bytes come over a network, so the local zip headers between the weights are left
+    unread. The places of the weights are then assumed, and nothing is claimed of them.
 
     Raises:
         UnsafePickle: the pickle asks for more than tensors in a dictionary.
@@ -47,7 +51,7 @@ def read_catalog(source: ByteSource) -> Catalog:
             where=where,
             hint="load and torch.save it anew on a machine where you trust it",
         )
-    root, members = read_members(source)
+    root, members = read_members(source, {"data.pkl", *_SMALL} if far else None)
     metadata = _small_members(source, members)
     if "data.pkl" not in members:
         raise BadHeader(f"the zip has no {shown(root)}/data.pkl", where=where)
@@ -60,14 +64,15 @@ def read_catalog(source: ByteSource) -> Catalog:
         tensors[name] = check_info(name, tensor.storage.dtype, tensor.shape, where)
         extents[name] = _extent(source, members, tensors[name], tensor)
     _check_one_dtype_per_storage(stored, where)
-    claims = tuple(_claim(source, member) for member in members.values() if member.nbytes)
+    claimed = () if far else members.values()
+    claims = tuple(_claim(source, member) for member in claimed if member.nbytes)
     return Catalog("pth", tensors, extents, metadata, claims)
 
 
 def _small_members(source: ByteSource, members: dict[str, Member]) -> dict[str, object]:
     """Read byteorder and version; a file for big-endian machines would be silently swapped."""
     found: dict[str, object] = {}
-    for name, allowed in (("byteorder", {"little"}), ("version", {"2", "3"})):
+    for name, allowed in _SMALL.items():
         member = members.get(name)
         if member is None:
             continue  # torch 1.x wrote no byteorder

@@ -20,6 +20,7 @@ from moetool.formats.rules import check_count, shown
 from moetool.formats.zip_records import (
     CENTRAL,
     CENTRAL_SIG,
+    DESCRIPTOR,
     DESCRIPTOR64,
     END,
     END64,
@@ -40,7 +41,7 @@ from moetool.formats.zip_records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from moetool.extents import ByteSource
 
@@ -48,6 +49,10 @@ _MAX_MEMBERS = 80_000
 _MAX_DIRECTORY = 32 << 20
 _LINK = 0xA  # S_IFLNK: Info-ZIP keeps the Unix mode in the upper half of the attributes
 _HEAD_GUESS = 224  # a local header with name and padding; one read for nearly all members
+_ALIGNMENT = 64  # torch pads local headers so that data begin at a multiple of it
+_MOST_AROUND = 2 * FULL16 + DESCRIPTOR64.size  # name, extra fields and descriptor of one member
+END_NBYTES = END.size + LOCATOR.size + END64.size
+"""The bytes at a file's end that tell where the central directory lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,14 @@ class _Directory:
     count: int
 
 
-def read_members(source: ByteSource) -> tuple[str, dict[str, Member]]:
+def read_members(
+    source: ByteSource, visited: Container[str] | None = None
+) -> tuple[str, dict[str, Member]]:
     """Read the archive's root folder and its members by name below that folder.
+
+    ``visited`` names the members whose local headers are read, by default all of them. For a file
+    that is far away, those between the weights would cost a request each; the data of the others
+    are then placed by the central directory alone.
 
     Raises:
         TruncatedFile: there is no end record: the file is cut, or not a zip.
@@ -98,7 +109,14 @@ def read_members(source: ByteSource) -> tuple[str, dict[str, Member]]:
     root, names = _names_below_root(entries, where)
     ends = [entry.header_offset for entry in entries[1:]] + [directory.offset]
     members = {
-        name: Member(name, _data_offset(source, entry, end), entry.nbytes, entry.crc32)
+        name: Member(
+            name,
+            _data_offset(source, entry, end)
+            if visited is None or name in visited
+            else _assumed_offset(entry, end, where),
+            entry.nbytes,
+            entry.crc32,
+        )
         for name, entry, end in zip(names, entries, ends, strict=True)
     }
     return root, members
@@ -106,8 +124,7 @@ def read_members(source: ByteSource) -> tuple[str, dict[str, Member]]:
 
 def _find_directory(source: ByteSource) -> _Directory:
     where, size = str(source.path), source.nbytes
-    tail_nbytes = END.size + LOCATOR.size + END64.size
-    tail = source.pread(max(0, size - tail_nbytes), min(size, tail_nbytes))
+    tail = source.pread(max(0, size - END_NBYTES), min(size, END_NBYTES))
     if len(tail) < END.size or tail[-END.size :][:4] != END_SIG:
         raise TruncatedFile(
             f"no zip end record at byte {size}: cut short, not a zip, or with bytes appended",
@@ -117,7 +134,7 @@ def _find_directory(source: ByteSource) -> _Directory:
     _, disk, first_disk, here, count, nbytes, offset, comment = END.unpack(tail[-END.size :])
     end = size - END.size
     if tail[:4] == END64_SIG and tail[END64.size :][:4] == LOCATOR_SIG:
-        end = size - tail_nbytes
+        end = size - END_NBYTES
         directory = _directory64(tail, end, where)
         # Each field of the old record is either full (see the new one) or says the same.
         pairs = ((here, directory.count), (count, directory.count))
@@ -235,6 +252,24 @@ def _data_offset(source: ByteSource, entry: _Entry, end: int) -> int:
             where=str(source.path),
         )
     return offset
+
+
+def _assumed_offset(entry: _Entry, end: int, where: str) -> int:
+    """Where a member's data begin, if it is one of torch's: the directory does not say.
+
+    Data end where the next member or the descriptor before it begins; of the two forms of a
+    descriptor, that is assumed which lets the data begin at a multiple of 64.
+    """
+    around = end - entry.header_offset - LOCAL.size - len(entry.name) - entry.nbytes
+    if not 0 <= around <= _MOST_AROUND:
+        raise BadHeader(
+            f"zip member {shown(entry.name)} overlaps what follows, or bytes lie hidden behind it",
+            where=where,
+        )
+    if not entry.flags & FLAG_DESCRIPTOR:
+        return end - entry.nbytes
+    offsets = [end - layout.size - entry.nbytes for layout in (DESCRIPTOR64, DESCRIPTOR)]
+    return next((offset for offset in offsets if offset % _ALIGNMENT == 0), offsets[0])
 
 
 def _local_header(source: ByteSource, entry: _Entry, end: int) -> tuple[tuple[int, ...], int]:

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from moetool.convert.distance import usual_rel_rms
 from moetool.convert.plan import BLOCKS
 from moetool.convert.stream import torch_dtype
 from moetool.errors import DigestMismatch
 from moetool.proof.diff.numbers import columns, paired, sums_of, values
 from moetool.proof.identity import digest_leaf
-from moetool.quant.distance import usual_rel_rms
 
 if TYPE_CHECKING:
     import torch
