@@ -5,7 +5,7 @@
     bits, six_bits                     fields of a block, and what else several formats share
     spreads, fits                      scales by a block's extremes, and by search
     exact, quicker, compiled           float32 as C computes it; the same as compiled loops
-    importance, distance               what an error in each weight counts; how large it usually is
+    importance                         what an error in each weight counts
 
 A module is named by its type; its docstring draws the block. ``decode`` takes blocks as uint8
 ``[B, bytes]`` and gives float32 ``[B, weights]``, ``encode`` the reverse, both the very bits that

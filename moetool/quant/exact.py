@@ -38,10 +38,10 @@ def in_order(terms_NG: Tensor) -> Tensor:
 def first_extreme(x_NG: Tensor) -> Tensor:
     """Of the values of largest magnitude the first, with its sign: ``[G]``.
 
-    NaN, as the scale of huge weights can be, is not larger than anything.
+    NaN, as the scale of huge weights can be, is not larger than anything. A zero is positive.
     """
     x_NG = torch.where(x_NG.isnan(), 0.0, x_NG)
-    return x_NG.gather(0, x_NG.abs().argmax(0, keepdim=True))[0]
+    return x_NG.gather(0, x_NG.abs().argmax(0, keepdim=True))[0] + 0.0
 
 
 def first_minimum(x_NG: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def by_extreme(block_BN: Tensor, half: int) -> tuple[Tensor, Tensor]:
 def by_range(block_BN: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Levels uint8 ``[B, 32]`` from the least weight on, the scale and that weight, ``[B]``."""
     m_B = first_minimum(block_BN.T)
-    d_B = (block_BN.amax(1) - m_B) / levels
+    d_B = (block_BN.amax(1) - m_B + 0.0) / levels  # and not -0.0, where zeros have both signs
     v_BN = (block_BN - m_B[:, None]) * _inverse(d_B)[:, None] + 0.5
     return v_BN.int().to(torch.uint8).clamp(max=levels), d_B, m_B
 

@@ -67,7 +67,7 @@ def _by_extreme(blocks: Floats, half: int, q_out: Levels, d_out: Floats) -> None
         size, j = _largest(x), 0
         while abs(x[j]) != size:
             j += 1
-        d_out[b] = x[j] / F(-half)
+        d_out[b] = (x[j] + F(0)) / F(-half)  # zeros count as positive
         inverse = _inverse(d_out[b])
         for i in range(len(x)):
             q[i] = np.uint8(min(np.int8(np.int32(x[i] * inverse + F(half + 0.5))), 2 * half - 1))
