@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moetool.arch.schema import StoredTensor
-    from moetool.convert.recipe import Recipe
+    from moetool.convert.quantised.recipe import Recipe
     from moetool.convert.targets import Target
     from moetool.tensors import Checkpoint, DType
 

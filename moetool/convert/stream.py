@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from moetool.convert.casts import CastAccount, Tally
 from moetool.convert.ops import Cast, Halve, Interleave, Reorder, Transpose
 from moetool.convert.plan import BLOCKS, CAST_NUMEL, COPY_CHUNK, HELD_NBYTES, Part, Plan, Step
-from moetool.convert.quantise import Unfit, quantised
+from moetool.convert.quantised.rows import Unfit, quantised
 from moetool.tensors import Buffer, Checkpoint, DType
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from moetool.arch.mistral import DENSE_GGUF
 from moetool.arch.mixtral import GGUF
 from moetool.arch.schema import expand
 from moetool.arch.spelling import to_gguf
-from moetool.convert.mixes import MIXES, Quantization, choose, parse_overrides
+from moetool.convert.quantised.mixes import MIXES, Quantization, choose, parse_overrides
 from moetool.formats import open_checkpoint
 from moetool.formats.gguf_types import TENSOR_TYPES
 from moetool.tensors import DType

@@ -15,8 +15,8 @@ import torch
 from moetool.arch.recognize import recognize
 from moetool.convert.execute.run import Manner
 from moetool.convert.job import open_source, prepare
-from moetool.convert.mixes import MIXES, Quantization
-from moetool.convert.recipe import Recipe
+from moetool.convert.quantised.mixes import MIXES, Quantization
+from moetool.convert.quantised.recipe import Recipe
 from moetool.convert.synthetic import GEOMETRIES, random_source
 from moetool.convert.targets import find_target
 from moetool.formats import open_checkpoint

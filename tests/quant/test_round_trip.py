@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moetool.convert.distance import usual_rel_rms
+from moetool.convert.quantised.distance import usual_rel_rms
 from moetool.quant import DECODERS, ENCODERS, decode, encode
 from moetool.tensors import DType
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.convert.distance import usual_rel_rms
 from moetool.convert.plan import BLOCKS
+from moetool.convert.quantised.distance import usual_rel_rms
 from moetool.errors import Refused
 from moetool.model.parallel.pipeline import Pipeline
 from moetool.model.smoke.checks import Check, judge, number

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from moetool.convert.distance import usual_rel_rms
 from moetool.convert.plan import BLOCKS
+from moetool.convert.quantised.distance import usual_rel_rms
 from moetool.convert.stream import torch_dtype
 from moetool.errors import DigestMismatch
 from moetool.proof.diff.numbers import columns, paired, sums_of, values

@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
-from moetool.convert import quantise
 from moetool.convert.execute.manifest import MANIFEST
 from moetool.convert.execute.run import Manner
 from moetool.convert.job import open_source, prepare
-from moetool.convert.mixes import Quantization, parse_overrides
-from moetool.convert.recipe import Recipe
+from moetool.convert.quantised import rows
+from moetool.convert.quantised.mixes import Quantization, parse_overrides
+from moetool.convert.quantised.recipe import Recipe
 from moetool.convert.stream import to_bytes
 from moetool.convert.synthetic import RandomCheckpoint, random_source
 from moetool.convert.targets import find_target
@@ -39,7 +39,7 @@ def small_args(small_args, changed_args):
 @pytest.fixture(autouse=True)
 def _in_many_pieces(monkeypatch):
     """32 rows at a time: as many pieces of a matrix as a large one has."""
-    monkeypatch.setattr(quantise, "QUANTISED_NUMEL", 32 * 256)
+    monkeypatch.setattr(rows, "QUANTISED_NUMEL", 32 * 256)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_number_of_threads_changes_no_byte(convert, monkeypatch, contents, t
     """Of the weights, the digests and the measured error."""
     reports = []
     for n in (1, 5):
-        monkeypatch.setattr(quantise, "QUANTISERS", n)
+        monkeypatch.setattr(rows, "QUANTISERS", n)
         reports.append(convert(GGUF, out=f"{n}/out", recipe=recipe()))
     assert contents(tmp_path / "1" / "out") == contents(tmp_path / "5" / "out")
     assert reports[0].casts == reports[1].casts
@@ -74,7 +74,7 @@ def test_the_number_of_threads_changes_no_byte(convert, monkeypatch, contents, t
 
 def test_the_size_of_a_piece_changes_no_weight(convert, monkeypatch, tmp_path):
     convert(GGUF, out="small/out", recipe=recipe())
-    monkeypatch.setattr(quantise, "QUANTISED_NUMEL", 1 << 20)
+    monkeypatch.setattr(rows, "QUANTISED_NUMEL", 1 << 20)
     convert(GGUF, out="large/out", recipe=recipe())
     small, large = ((tmp_path / name / "out" / "out.gguf").read_bytes()
                     for name in ("small", "large"))  # fmt: skip

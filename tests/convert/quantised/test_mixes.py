@@ -11,7 +11,7 @@ from moetool.arch.args import ModelArgs
 from moetool.arch.mistral import DENSE_GGUF
 from moetool.arch.mixtral import GGUF, GGUF_SPLIT
 from moetool.arch.schema import expand
-from moetool.convert.mixes import (
+from moetool.convert.quantised.mixes import (
     MIXES,
     TYPES,
     Fallback,

@@ -8,8 +8,8 @@ from array import array
 import pytest
 
 from moetool.convert.job import prepare
-from moetool.convert.mixes import Quantization, parse_overrides
-from moetool.convert.recipe import Recipe
+from moetool.convert.quantised.mixes import Quantization, parse_overrides
+from moetool.convert.quantised.recipe import Recipe
 from moetool.convert.synthetic import random_source
 from moetool.convert.targets import find_target
 from moetool.errors import Refused, UsageFault

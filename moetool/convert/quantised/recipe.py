@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetool.convert.mixes import Quantization, choose, fallbacks, find_mix
+from moetool.convert.quantised.mixes import Quantization, choose, fallbacks, find_mix
 from moetool.errors import UsageFault
 from moetool.formats.importance import check_imatrix
 
