@@ -75,21 +75,13 @@ def fetch(
 ) -> None:
     """Download a release from its swarm and prove every byte of it."""
     from moetool.release.source import resolve_source
-    from moetool.release.torrent.profile import SwarmOptions
 
     console = Console(json, quiet)
     found = resolve_source(source)
     if release_md5:
         found = replace(found, release_md5=digits(release_md5))
-    options = SwarmOptions(
-        peers=tuple(_peer(text) for text in peer or ()),
-        trackers=tuple(_tracker(url) for url in tracker or ()),
-        web_seeds=found.magnet.web_seeds if web_seeds else (),
-        port=port,
-        max_down=int(max_down * 1e6),
-        dht=not no_dht,
-        metadata_timeout_s=timeout or 120.0,
-        stall_timeout_s=timeout or 600.0,
+    options = swarm_options(
+        found.magnet.web_seeds if web_seeds else (), tracker, peer, port, max_down, timeout, no_dht
     )
     _tell_source(console, found, options.web_seeds)
     report = _run(console, found, out, options)
@@ -97,15 +89,49 @@ def fetch(
 
 
 def _run(console: Console, source: Source, out: Path | None, options: SwarmOptions) -> FetchReport:
-    """Fetch with progress; an interruption tells how to go on."""
+    """Fetch with progress."""
     from moetool.release.fetch import fetch as run_fetch
 
+    with told_how_to_go_on(), stages(console) as on_progress:
+        return run_fetch(source, out, options, on_progress=on_progress)
+
+
+@contextmanager
+def told_how_to_go_on() -> Iterator[None]:
+    """Let an interruption end with the command that goes on."""
     try:
-        with _progress(console) as on_progress:
-            return run_fetch(source, out, options, on_progress=on_progress)
+        yield
     except Interrupted as error:
         again = f"run again to go on: moetool {shlex.join(sys.argv[1:])}"
         raise Interrupted(error.what, exit_code=error.exit_code, hint=again) from error
+
+
+def swarm_options(
+    web_seeds: tuple[str, ...],
+    tracker: list[str] | None,
+    peer: list[str] | None,
+    port: int,
+    max_down: float,
+    timeout: float | None,
+    no_dht: bool,
+) -> SwarmOptions:
+    """How to reach the swarm, as the options of a command say it.
+
+    Raises:
+        UsageFault: a tracker or a peer is none.
+    """
+    from moetool.release.torrent.profile import SwarmOptions
+
+    return SwarmOptions(
+        peers=tuple(_peer(text) for text in peer or ()),
+        trackers=tuple(_tracker(url) for url in tracker or ()),
+        web_seeds=web_seeds,
+        port=port,
+        max_down=int(max_down * 1e6),
+        dht=not no_dht,
+        metadata_timeout_s=timeout or 120.0,
+        stall_timeout_s=timeout or 600.0,
+    )
 
 
 def digits(md5: str) -> str:
@@ -155,7 +181,7 @@ def _tell_source(console: Console, source: Source, web_seeds: tuple[str, ...]) -
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
+def stages(console: Console) -> Iterator[Callable[[Progress], None]]:
     """One bar after another, for each stage its own."""
     with ExitStack() as bars:
         stage = ""

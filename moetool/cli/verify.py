@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,9 +16,9 @@ from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.errors import DigestMismatch, FormatError, Mismatch, MoetoolError, SystemFault
 
 if TYPE_CHECKING:
+    from moetool.extents import Extent
     from moetool.proof.certificate.record import Record
     from moetool.release.verify.settle import FileVerdict, Settled, VerifyReport
-    from moetool.release.verify.subject import Subject
     from moetool.tensors import Catalog
 
 STYLES = {"MATCH": "green", "MISMATCH": "red", "UNREADABLE": "red", "NOT COVERED": "yellow"}
@@ -64,7 +65,7 @@ def verify(
     if verify_signature:
         require(verify_signature)
     subject = find_subject(resolve(path, console), torrent=torrent, release_md5=md5)
-    catalogs, broken = _catalogs(subject)
+    catalogs, broken = catalogs_of(subject.path, subject.files)
     for error in broken:
         console.warn(safe(error))
     claims = references(
@@ -86,7 +87,7 @@ def verify(
             *trust_lines(report, subject.meta, subject.release),
             *beside.trust_lines(),
         ),
-        damaged=(*map(str, broken), *_damaged(report, catalogs, subject.folder)),
+        damaged=(*map(str, broken), *located(_wrong(report), catalogs, subject.folder)),
     )
     if beside.record and whole and report.ok and not broken:
         report = _with_root(report, beside.record, subject.path, console)
@@ -111,28 +112,34 @@ def _with_root(report: VerifyReport, record: Record, path: Path, console: Consol
     return replace(report, verdict=Word.MISMATCH, damaged=(*report.damaged, str(check)))
 
 
-def _catalogs(subject: Subject) -> tuple[list[Catalog], tuple[MoetoolError, ...]]:
+def catalogs_of(
+    path: Path, files: Iterable[Path]
+) -> tuple[list[Catalog], tuple[MoetoolError, ...]]:
     """The headers of the checkpoint, if there is one; else why they cannot be read.
 
     A damaged header must not keep the digests from being checked: they say what is damaged.
     """
     from moetool.formats import open_checkpoint
 
-    if not any(path.suffix in WEIGHTS and path.exists() for path in subject.files):
+    if not any(file.suffix in WEIGHTS and file.exists() for file in files):
         return [], ()
     try:
-        with open_checkpoint(subject.path) as checkpoint:
+        with open_checkpoint(path) as checkpoint:
             return [checkpoint.catalog], ()
     except (FormatError, DigestMismatch, SystemFault) as error:
         return [], (error,)
 
 
-def _damaged(report: VerifyReport, catalogs: list[Catalog], folder: Path) -> tuple[str, ...]:
-    """Name what lies at the wrong bytes: file, range, and the tensor with its rows."""
+def _wrong(report: VerifyReport) -> Iterator[Extent]:
+    return (extent for file in report.files for extent in file.damage)
+
+
+def located(extents: Iterable[Extent], catalogs: list[Catalog], folder: Path) -> tuple[str, ...]:
+    """Name what lies at wrong bytes: file, range, and the tensor with its rows."""
     from moetool.proof.locate import locate
 
     lines = []
-    for number, extent in enumerate(extent for file in report.files for extent in file.damage):
+    for number, extent in enumerate(extents):
         where = f"{extent.path.name} bytes {extent.offset}-{max(extent.offset, extent.end - 1)}"
         known = catalogs if number < MAX_LOCATED else []
         found = [place.describe() for item in known for place in locate(item, folder, extent)]

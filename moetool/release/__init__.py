@@ -5,8 +5,11 @@ manifest    RELEASE lists, and the releases we know (data/*.toml)
 source      what a user gave: link, .torrent file or known name
 torrent/    the file list, judged; the swarm (its session is the one door to the network)
 verify/     a list of claims, settled in one read; what they prove
+peek        a torrent looked into before it is downloaded; peek_https, peek_address: a server
 fetch       source -> folder, every byte hashed
 resume      what an earlier run left and may be kept
+pieces      the pieces of a torrent as they lie in a folder, and which are bad
+repair/     bad pieces replaced in place, from a copy or the swarm
 provenance  what a fetch leaves behind; the release fetched last
 fixture     where the tiny release lies
 """

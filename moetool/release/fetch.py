@@ -31,7 +31,7 @@ from moetool.release.provenance import (
     write_origin,
 )
 from moetool.release.resume import held_pieces, prepare
-from moetool.release.source import Source, judge_metadata, public_peers
+from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing, no_room
 from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
@@ -87,10 +87,7 @@ def fetch(
         DigestMismatch: the bytes are those of the torrent and not those of another reference.
         Interrupted: with what is here kept for the next run.
     """
-    options = options or SwarmOptions()
-    peers = dict.fromkeys(options.peers + public_peers(source.magnet))
-    trackers = dict.fromkeys(source.magnet.trackers + options.trackers)
-    options = replace(options, peers=tuple(peers), trackers=tuple(trackers))
+    options = reaching(source.magnet, options or SwarmOptions())
     try:
         return _fetch(source, out, options, on_progress)
     except KeyboardInterrupt as error:

@@ -21,6 +21,7 @@ from moetool.release.provenance import MAX_TORRENT_NBYTES
 from moetool.release.torrent.metainfo import Metainfo, read_torrent
 
 if TYPE_CHECKING:
+    from moetool.release.torrent.profile import SwarmOptions
     from moetool.release.torrent.watch import Peer
 
 
@@ -49,7 +50,7 @@ def resolve_source(text: str) -> Source:
     if _is_torrent_path(text):
         meta = read_torrent_file(Path(text))
         trackers = tuple(url for url in meta.trackers if is_tracker(url))
-        magnet = Magnet(meta.info_hash, meta.info_hash_v2, meta.name, trackers)
+        magnet = Magnet(meta.info_hash, meta.info_hash_v2, meta.name, trackers, meta.web_seeds)
         source = Source(magnet, meta=meta, release=by_info_hash(meta.info_hash))
     else:
         source = _from_text(text)
@@ -95,6 +96,13 @@ def public_peers(magnet: Magnet) -> tuple[Peer, ...]:
         if ipaddress.ip_address(host).is_global:
             found.append((host, int(port)))
     return tuple(found)
+
+
+def reaching(magnet: Magnet, options: SwarmOptions) -> SwarmOptions:
+    """The options with the trackers and the public peers that a link names."""
+    peers = dict.fromkeys(options.peers + public_peers(magnet))
+    trackers = dict.fromkeys(magnet.trackers + options.trackers)
+    return replace(options, peers=tuple(peers), trackers=tuple(trackers))
 
 
 def _from_text(text: str) -> Source:

@@ -2,7 +2,8 @@
 
     info v1   name, piece length, pieces = 20-byte SHA-1s, length | files [{length, path, attr}]
     info v2   name, piece length, meta version 2, file tree {name: {…: {"": {length, pieces root}}}}
-    beside    announce, announce-list, piece layers {pieces root: 32-byte roots of the pieces}
+    beside    announce, announce-list, url-list (BEP 19),
+              piece layers {pieces root: 32-byte roots of the pieces}
 
 BEP 3, 47 (attr, pad files), 52 (v2). The raw names are judged, not what a client makes of them:
 a client that cleans ``../x`` into ``..x`` writes something else than the info-hash stands for.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moetool.errors import HostileTorrent
@@ -58,6 +59,7 @@ class Metainfo:
     pieces: bytes = b""
     piece_layers: tuple[tuple[bytes, bytes], ...] = ()
     trackers: tuple[str, ...] = ()
+    web_seeds: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +96,8 @@ def read_torrent(data: bytes) -> Metainfo:
     outer, spans = decode_with_spans(data)
     if b"info" not in spans:
         raise HostileTorrent("the torrent has no info dictionary", hint="give a .torrent file")
-    return _read(spans[b"info"], _piece_layers(outer), _trackers(outer))
+    meta = _read(spans[b"info"], _piece_layers(outer), _trackers(outer))
+    return replace(meta, web_seeds=_web_seeds(outer))
 
 
 def read_info(info: bytes) -> Metainfo:
@@ -361,3 +364,11 @@ def _trackers(outer: dict[bytes, Value]) -> tuple[str, ...]:
         if isinstance(url, bytes)
     ]
     return tuple(dict.fromkeys(texts))
+
+
+def _web_seeds(outer: dict[bytes, Value]) -> tuple[str, ...]:
+    """The addresses of BEP 19; a single one may stand there without a list."""
+    listed = outer.get(b"url-list", [])
+    urls = listed if isinstance(listed, list) else [listed]
+    texts = [url.decode("ascii", "replace") for url in urls if isinstance(url, bytes)]
+    return tuple(url for url in texts if url.startswith(("http://", "https://")))

@@ -19,12 +19,16 @@ _ROUTERS = (
     "router.utorrent.com:6881,dht.transmissionbt.com:6881"
 )
 
+# Peers of the same network are unchoked whatever the slots: so each of their requests is refused.
+_GIVE_NOTHING = {"unchoke_slots_limit": 0, "max_allowed_in_request_queue": -1}
+
 
 @dataclass(frozen=True, slots=True)
 class SwarmOptions:
     """How to reach the swarm; times in seconds, ``max_down`` in bytes per second (0: no limit).
 
     ``port`` 0 means that nobody can connect to us; peers are then only those that we connect to.
+    ``gives`` False means that nobody gets anything from us: for files that are holes in part.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -33,6 +37,7 @@ class SwarmOptions:
     port: int = 0
     max_down: int = 0
     dht: bool = True
+    gives: bool = True
     metadata_timeout_s: float = 120.0
     stall_timeout_s: float = 600.0
     rejoin_after_s: float = REJOIN_AFTER_S
@@ -65,6 +70,15 @@ def profile(options: SwarmOptions) -> dict[str, Any]:
         "stop_tracker_timeout": 1,
         "allow_multiple_connections_per_ip": any(_is_loopback(peer) for peer in options.peers),
         "alert_queue_size": 20_000,
+        **(
+            {}
+            if options.gives
+            else {
+                "unchoke_slots_limit": 0,
+                "allowed_fast_set_size": 0,
+                "max_allowed_in_request_queue": -1,
+            }
+        ),
     }
 
 

@@ -1,0 +1,204 @@
+"""The pieces of a torrent as they lie in a folder, and which of them are not as promised.
+
+v1       SHA-1 over the bytes, which may run from one file into the next
+hybrid   the same; zeros that pad a file to whole pieces are hashed and never lie on disk
+v2       SHA-256 trees by file; the last piece of a longer file is filled up with zero leaves
+
+Unlike `metainfo.claims`, which leave to the root of a file what a digest of bytes alone cannot
+say, every piece can be judged here by itself: it has the number by which the swarm knows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moetool.errors import HostileTorrent, ReadFailed, Refused, TruncatedFile
+from moetool.extents import Digest, Extent, LocalFile
+from moetool.release.torrent.metainfo import LEAF_NBYTES, Metainfo, TorrentFile
+from moetool.release.verify.digests import HASHES
+from moetool.release.verify.hashing import Wanted, read_digests
+
+Part = Extent | int  # bytes of a file, or so many zeros that lie nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Piece ``index`` of a torrent: what is hashed, one part after another, and the digest.
+
+    ``height`` is that of the v2 tree of a whole piece; None where the tree ends with the bytes.
+    """
+
+    index: int
+    parts: tuple[Part, ...]
+    digest: Digest
+    height: int | None = None
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """The bytes on disk."""
+        return tuple(part for part in self.parts if isinstance(part, Extent))
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes on disk."""
+        return sum(extent.nbytes for extent in self.extents)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its digest is that of the bytes on disk alone."""
+        return self.height is None and len(self.extents) == len(self.parts)
+
+    def matches(self, blocks: Sequence[bytes]) -> bool:
+        """Whether these are its bytes: a block for each extent."""
+        hasher = HASHES[self.digest.algorithm]()
+        left = iter(blocks)
+        for part in self.parts:
+            hasher.update(memoryview(next(left) if isinstance(part, Extent) else bytes(part)))
+        found = hasher.hexdigest()
+        if self.height is not None:
+            found = _lifted(found, -(-self.nbytes // LEAF_NBYTES), self.height)
+        return found == self.digest.hex
+
+
+def pieces_of(meta: Metainfo, folder: Path) -> list[Piece]:
+    """Every piece that has bytes on disk, in the order of the torrent.
+
+    Raises:
+        Refused: a v2 torrent without the digests of its pieces (a magnet link gives none).
+        HostileTorrent: these are not those that the info-hash stands for.
+    """
+    found = _v1_pieces(meta, folder) if meta.pieces else _v2_pieces(meta, folder)
+    return [piece for piece in found if piece.extents]
+
+
+def count_pieces(meta: Metainfo) -> int:
+    """The pieces as the swarm counts them, those of padding alone included."""
+    if meta.pieces:
+        return len(meta.pieces) // hashlib.sha1(usedforsecurity=False).digest_size
+    return sum(-(-file.nbytes // meta.piece_length) for file in meta.files)
+
+
+def find_bad(
+    pieces: Sequence[Piece], on_bytes: Callable[[int], None] = lambda _: None
+) -> list[Piece]:
+    """Hash pieces where they lie, in threads; those that are missing, wrong or unreadable.
+
+    Args:
+        pieces: the pieces to judge.
+        on_bytes: called with the bytes read since the last call, from any thread.
+
+    Raises:
+        Refused: a path is no regular file.
+    """
+    plain = {
+        piece.index: Wanted(piece.extents, piece.digest.algorithm)
+        for piece in pieces
+        if piece.is_plain
+    }
+    found = read_digests(plain.values(), on_bytes=on_bytes)
+    bad = []
+    for piece in pieces:
+        if piece.is_plain:
+            is_good = found[plain[piece.index]].hex == piece.digest.hex
+        else:
+            blocks = [read_extent(extent) for extent in piece.extents]
+            is_good = all(block is not None for block in blocks) and piece.matches(
+                [block for block in blocks if block is not None]
+            )
+            on_bytes(piece.nbytes)
+        if not is_good:
+            bad.append(piece)
+    return bad
+
+
+def read_extent(extent: Extent) -> bytes | None:
+    """The bytes of an extent; None where they are not to be had.
+
+    Raises:
+        Refused: no regular file.
+    """
+    try:
+        with LocalFile(extent.path) as file:
+            return file.pread(extent.offset, extent.nbytes)
+    except (ReadFailed, TruncatedFile):
+        return None
+
+
+def _v1_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
+    size = hashlib.sha1(usedforsecurity=False).digest_size
+    files = [file for file in meta.files if file.nbytes]
+    total, first = files[-1].offset + files[-1].nbytes, 0
+    for index in range(len(meta.pieces) // size):
+        start, stop = index * meta.piece_length, min((index + 1) * meta.piece_length, total)
+        while files[first].offset + files[first].nbytes <= start:
+            first += 1
+        parts: list[Part] = []
+        at = first
+        while at < len(files) and files[at].offset < stop:
+            file = files[at]
+            low, high = max(start, file.offset), min(stop, file.offset + file.nbytes)
+            on_disk = Extent(folder / file.path, low - file.offset, high - low)
+            parts.append(high - low if file.pad else on_disk)
+            at += 1
+        digest = Digest("sha1", meta.pieces[size * index : size * (index + 1)].hex())
+        yield Piece(index, tuple(parts), digest)
+
+
+def _v2_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
+    layers, index = dict(meta.piece_layers), 0
+    height = (meta.piece_length // LEAF_NBYTES - 1).bit_length()
+    for file in meta.files:
+        is_long = file.nbytes > meta.piece_length
+        for number, root in enumerate(_roots(file, layers, meta.piece_length)):
+            offset = number * meta.piece_length
+            nbytes = min(meta.piece_length, file.nbytes - offset)
+            extent = Extent(folder / file.path, offset, nbytes)
+            lift = height if is_long and nbytes < meta.piece_length else None
+            yield Piece(index, (extent,), Digest("sha256-merkle", root.hex()), lift)
+            index += 1
+
+
+def _roots(file: TorrentFile, layers: dict[bytes, bytes], piece_length: int) -> list[bytes]:
+    """The root of each piece of a file; they are judged, for they stand outside the info dict."""
+    if not file.nbytes or file.root is None:
+        return []
+    if file.nbytes <= piece_length:
+        return [file.root]
+    size = hashlib.sha256().digest_size
+    layer = layers.get(file.root)
+    if layer is None:
+        raise Refused(
+            "the torrent does not say what its single pieces are (no piece layers)",
+            where=file.path,
+            hint="give the .torrent file with --torrent; or fetch again into the same folder",
+        )
+    roots = [layer[at : at + size] for at in range(0, len(layer), size)]
+    level, filler = roots, _zero_tree((piece_length // LEAF_NBYTES - 1).bit_length())
+    while len(level) > 1:
+        if len(level) % 2:
+            level = [*level, filler]
+        pairs = zip(level[::2], level[1::2], strict=True)
+        level = [hashlib.sha256(left + right).digest() for left, right in pairs]
+        filler = hashlib.sha256(filler * 2).digest()
+    if len(roots) != -(-file.nbytes // piece_length) or level != [file.root]:
+        raise HostileTorrent("the piece layers are not those of the file's root", where=file.path)
+    return roots
+
+
+def _lifted(root: str, leaves: int, height: int) -> str:
+    """The root of a tree of ``height`` whose first leaves have this root, the others being zero."""
+    node = bytes.fromhex(root)
+    for level in range((leaves - 1).bit_length(), height):
+        node = hashlib.sha256(node + _zero_tree(level)).digest()
+    return node.hex()
+
+
+def _zero_tree(height: int) -> bytes:
+    """The root of a tree all of whose leaf hashes are zero (BEP 52)."""
+    node = bytes(hashlib.sha256().digest_size)
+    for _ in range(height):
+        node = hashlib.sha256(node * 2).digest()
+    return node

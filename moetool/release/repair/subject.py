@@ -1,0 +1,77 @@
+"""What the files of a folder should be, and which files of a copy stand for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moetool.errors import UsageFault
+from moetool.release.provenance import read_origin, read_recorded_torrent
+from moetool.release.repair.mend import Copy
+from moetool.release.source import Source, judge_metadata, resolve_source
+
+if TYPE_CHECKING:
+    from moetool.release.torrent.metainfo import Metainfo
+
+
+def find_source(folder: Path, given: str | None) -> Source:
+    """What the files of a folder should be: what is given, else what lies in it or beside it.
+
+    Raises:
+        UsageFault: nothing says it.
+        BadMagnet, HostileTorrent, ReadFailed: see `resolve_source`.
+    """
+    recorded, origin = read_recorded_torrent(folder), read_origin(folder)
+    beside = folder.with_name(folder.name + ".torrent") if folder.name else folder
+    if given is not None:
+        source = resolve_source(given)
+    elif origin is not None:
+        source = resolve_source(origin.magnet)
+    elif recorded is not None:
+        source = Source(resolve_source(recorded.hashes[0]).magnet)
+    elif beside.is_file():
+        source = resolve_source(str(beside))
+    else:
+        try:
+            source = resolve_source(folder.name)
+        except UsageFault as error:
+            raise UsageFault(
+                "nothing says what its bytes should be",
+                where=str(folder),
+                hint="give --torrent: a .torrent file, a magnet link or the name of a release",
+            ) from error
+    wanted = {source.magnet.info_hash, source.magnet.info_hash_v2} - {None}
+    if source.meta is None and recorded and wanted <= set(recorded.hashes):
+        return judge_metadata(source, recorded)
+    return source
+
+
+def copy_of(meta: Metainfo, folder: Path, other: Path) -> Copy:
+    """Which file of a copy stands for which file of the release.
+
+    A single file stands for the one of its name, else for the one of its size, else for the
+    largest. A file that is the very one to be repaired is no copy of it.
+
+    Raises:
+        UsageFault: it is not there, or holds no file of the release but those to be repaired.
+    """
+    if not other.exists():
+        raise UsageFault("no such file or folder", where=str(other))
+    sizes = meta.file_sizes(folder)
+    if other.is_dir():
+        places = {path: other / path.relative_to(folder) for path in sizes}
+    else:
+        size = other.stat().st_size
+
+        def likeness(path: Path) -> tuple[bool, bool, int]:
+            return path.name == other.name, sizes[path] == size, sizes[path]
+
+        places = {max(sizes, key=likeness): other}
+    there = {path: place for path, place in places.items() if place.exists()}
+    apart = {
+        path: place for path, place in there.items() if not (path.exists() and path.samefile(place))
+    }
+    if not apart:
+        what = "is what is to be repaired" if there else "holds no file of the release"
+        raise UsageFault(what, where=str(other), hint="--from wants another copy of it")
+    return Copy(str(other), apart)
