@@ -23,6 +23,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/inspect_remote.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/verify.py
 

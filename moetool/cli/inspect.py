@@ -2,55 +2,157 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetool.cli.console import Column, Console, count, size
-from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
-from moetool.errors import Refused
+from moetool.cli.fetch import (
+    NoDhtOption,
+    PeerOption,
+    TimeoutOption,
+    TrackerOption,
+    WebSeedsOption,
+    swarm_options,
+)
+from moetool.cli.options import JsonOption, QuietOption, resolve
+from moetool.errors import Refused, UsageFault
 
 if TYPE_CHECKING:
     from moetool.arch.summary import InspectReport, ModelSummary
+    from moetool.cli.remote import RemoteInspectReport, View
+
+SourceArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[PATH]",
+        help="A checkpoint: a folder or a file. Or one that is not here: a magnet link as pasted, "
+        "a .torrent file, the name of a known release, the https address of a file. Left out: the "
+        "current folder if it holds a checkpoint, else the release fetched last",
+        show_default=False,
+    ),
+]
+AllowHttpOption = Annotated[
+    bool, typer.Option("--allow-http", help="Take http addresses of other machines too")
+]
 
 
 def inspect(
-    path: PathArgument = None,
+    path: SourceArgument = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens of context to count the KV cache for")
     ] = None,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor, nothing collapsed")
     ] = False,
+    tracker: TrackerOption = None,
+    peer: PeerOption = None,
+    web_seeds: WebSeedsOption = False,
+    timeout: TimeoutOption = None,
+    no_dht: NoDhtOption = False,
+    allow_http: AllowHttpOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Say what a checkpoint is, holds and needs.
+    """Say what a checkpoint is, holds and needs; also one that was not downloaded yet.
 
-    Architecture and layout, parameters, bytes by role, KV cache and memory, from headers alone.
+    Architecture and layout, parameters, bytes by role, KV cache and memory, from headers alone. Of
+    a torrent or an https address only these headers are fetched, and nothing of them is kept.
     """
-    from moetool.arch.summary import summarize
-    from moetool.formats import open_checkpoint
-
     console = Console(json, quiet)
-    with open_checkpoint(resolve(path, console)) as checkpoint:
-        files = {file.name: file.stat().st_size for file in checkpoint.files}
-        report = summarize(
-            checkpoint.catalog,
-            checkpoint.directory,
-            checkpoint.path,
-            files,
-            context=context,
-            tensors=tensors,
-        )
-    console.result(report, lambda: _render(console, report))
+    if path is None or not _is_remote(path):
+        if tracker or peer or web_seeds or timeout or no_dht or allow_http:
+            raise UsageFault("options of the network for a checkpoint that is here")
+        report = _local(console, Path(path) if path else None, context, tensors=tensors)
+        console.result(report, lambda: _render(console, report))
+    else:
+        from moetool.cli.remote import View, remote_facts
+
+        view = View(context, tensors)
+        if _is_url(path):
+            if tracker or peer or web_seeds or no_dht:
+                raise UsageFault("options of a swarm for an https address")
+            found = _behind_url(console, path.strip(), timeout, view, allow_http=allow_http)
+        else:
+            found = _in_swarm(console, path, (tracker, peer, timeout, no_dht), view, web_seeds)
+        report = found
+        console.result(found, lambda: _render(console, found, remote_facts(found.remote)))
     if not report.ok:
         raise typer.Exit(Refused.exit_code)
 
 
-def _render(console: Console, report: InspectReport) -> None:
+def _local(
+    console: Console, path: Path | None, context: int | None, *, tensors: bool
+) -> InspectReport:
+    from moetool.arch.summary import summarize
+    from moetool.formats import open_checkpoint
+
+    with open_checkpoint(resolve(path, console)) as checkpoint:
+        return summarize(
+            checkpoint.catalog,
+            checkpoint.directory,
+            checkpoint.path,
+            {file.name: file.stat().st_size for file in checkpoint.files},
+            context=context,
+            tensors=tensors,
+        )
+
+
+def _behind_url(
+    console: Console, url: str, timeout: float | None, view: View, *, allow_http: bool
+) -> RemoteInspectReport:
+    from moetool.cli.remote import inspect_url
+    from moetool.release.peek_https import HttpOptions
+
+    options = HttpOptions(allow_http=allow_http)
+    return inspect_url(
+        console, url, replace(options, timeout_s=timeout) if timeout else options, view
+    )
+
+
+def _in_swarm(
+    console: Console,
+    text: str,
+    reach: tuple[list[str] | None, list[str] | None, float | None, bool],
+    view: View,
+    web_seeds: bool,
+) -> RemoteInspectReport:
+    from moetool.cli.remote import REJOIN_S, STALL_S, inspect_torrent
+
+    tracker, peer, timeout, no_dht = reach
+    options = swarm_options((), tracker, peer, 0, 0, timeout, no_dht)
+    options = replace(options, stall_timeout_s=timeout or STALL_S, rejoin_after_s=REJOIN_S)
+    return inspect_torrent(console, text, options, view, web_seeds=web_seeds)
+
+
+def _is_remote(text: str) -> bool:
+    """Whether a checkpoint is to be looked into where it is; a path that exists is a path."""
+    if "magnet:" in text.lower() or _is_url(text):
+        return True
+    if len(text) > 4096 or "\n" in text:  # noqa: PLR2004  # PATH_MAX: a post, not a path
+        return True
+    path = Path(text)
+    if path.exists() or path.suffix == ".torrent":
+        return path.suffix == ".torrent" and not path.is_dir()
+    from moetool.release.manifest import known_releases
+
+    is_hash = re.fullmatch(r"[0-9a-fA-F]{40}", text.strip()) is not None
+    return is_hash or any(text.casefold() == known.name.casefold() for known in known_releases())
+
+
+def _is_url(text: str) -> bool:
+    return text.strip().lower().startswith(("https://", "http://"))
+
+
+def _render(
+    console: Console, report: InspectReport, remote: list[tuple[str, object]] | None = None
+) -> None:
     facts: list[tuple[str, object]] = [
         ("checkpoint", report.path),
+        *(remote or ()),
         ("format", f"{report.format}, {_files(report)}"),
         ("beside it", ", ".join(report.side_files) or "nothing"),
     ]

@@ -12,7 +12,7 @@ from moetool.errors import UsageFault
 
 if TYPE_CHECKING:
     from moetool.convert.casts import CastReport
-    from moetool.convert.recipe import Recipe
+    from moetool.convert.quantised.recipe import Recipe
 
 ImatrixOption = Annotated[
     Path | None,
@@ -47,8 +47,8 @@ def read_recipe(
         UsageFault: an option that only a mix has, or one that is not understood.
         FormatError: the importance matrix is damaged.
     """
-    from moetool.convert.mixes import MIXES, Quantization, find_type, parse_overrides
-    from moetool.convert.recipe import Recipe
+    from moetool.convert.quantised.mixes import MIXES, Quantization, find_type, parse_overrides
+    from moetool.convert.quantised.recipe import Recipe
     from moetool.convert.targets import DTYPES
     from moetool.formats.imatrix import read_imatrix
 

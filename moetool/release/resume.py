@@ -35,12 +35,19 @@ def prepare(meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None
         for path in present:
             path.unlink()
         return []
-    for path, nbytes in sizes.items():
-        # libtorrent takes our word for pieces only of files that have their full size.
+    fill_out(meta, folder)
+    return have
+
+
+def fill_out(meta: Metainfo, folder: Path) -> None:
+    """Give every file its full size, what lacks as a hole.
+
+    libtorrent takes our word for pieces only of such files; others it hashes itself.
+    """
+    for path, nbytes in meta.file_sizes(folder).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.truncate(nbytes)
-    return have
 
 
 def held_pieces(

@@ -16,8 +16,8 @@ import pytest
 
 from moetool.cli.app import run
 from moetool.convert.job import open_source, prepare
-from moetool.convert.mixes import Quantization
-from moetool.convert.recipe import Recipe
+from moetool.convert.quantised.mixes import Quantization
+from moetool.convert.quantised.recipe import Recipe
 from moetool.convert.synthetic import GEOMETRIES, random_source
 from moetool.convert.targets import find_target
 from moetool.formats import open_checkpoint

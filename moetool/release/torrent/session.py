@@ -1,4 +1,4 @@
-"""The one door to the network: the sessions with libtorrent, and what is done in them.
+"""The one door to the swarm: the sessions with libtorrent, and what is done in them.
 
 A magnet goes through two stages: metadata alone, with nothing on disk, so that the file list can
 be judged; then the download, with the pieces that are there already and were hashed by us.
@@ -11,14 +11,16 @@ import contextlib
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from moetool.errors import HostileTorrent, MetadataTimeout, SystemFault
 from moetool.release.magnet import Magnet, format_magnet
+from moetool.release.pieces import count_pieces
+from moetool.release.resume import fill_out
 from moetool.release.torrent.alerts import (
     Seen,
     progress_of,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 TICK_MS = 200  # libtorrent's wait does not return on a signal
 UTP_AFTER_S = 20.0
 CALL_AGAIN_S = 3.0
+URGENT = 7  # libtorrent's highest priority of a piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +76,23 @@ class Swarm:
     def __init__(self, options: SwarmOptions) -> None:
         self.options = options
         self._started_s = self._called_s = time.monotonic()
+        self._received: dict[lt.torrent_handle, int] = {}
+        self.met: set[Peer] = set()  # those that gave metadata are called for pieces at once
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         # Dropping the last reference ends the session; a dead tracker delays that by 1 s at most.
-        self.__dict__.pop("_session", None)
+        self.__dict__.pop("session", None)
+
+    @property
+    def received(self) -> int:
+        """All bytes that came from peers so far: pieces, metadata, and their other words."""
+        return sum(self._received.values())
 
     @cached_property
-    def _session(self) -> lt.session:
+    def session(self) -> lt.session:
         """Opened when it is first needed: a release that is here already needs no network."""
         return _session(profile(self.options))
 
@@ -101,9 +111,9 @@ class Swarm:
         # libtorrent makes symbolic links of a torrent as soon as it knows of them.
         with tempfile.TemporaryDirectory(prefix="moetool-") as folder:
             adding.save_path = folder
-            handle = self._add(adding)
+            handle = self.add(adding)
             info = self._wait_for_metadata(handle, on_progress)
-            self._session.remove_torrent(handle)
+            self.session.remove_torrent(handle)
         v1, v2 = hashlib.sha1(info, usedforsecurity=False), hashlib.sha256(info)
         wanted = {magnet.info_hash or v1.hexdigest(), magnet.info_hash_v2 or v2.hexdigest()}
         if not wanted <= {v1.hexdigest(), v2.hexdigest()}:
@@ -113,18 +123,18 @@ class Swarm:
     def _wait_for_metadata(
         self, handle: lt.torrent_handle, on_progress: Callable[[Progress], None]
     ) -> bytes:
-        began, seen = time.monotonic(), Seen()
+        began, seen = time.monotonic(), Seen(met=self.met)
         while not seen.metadata:
-            for alert in self._alerts(handle):
+            for alert in self.alerts(handle):
                 seen.take(alert)
-            sample = self._sample(handle, seen)
+            sample = self.sample(handle, seen)
             if sample.now_s - began > self.options.metadata_timeout_s:
                 raise MetadataTimeout(
                     f"no peer gave the metadata in {self.options.metadata_timeout_s:.0f} s: "
                     f"{why_nothing_comes(sample)}",
                     hint="add --tracker or --peer, give a .torrent file, or try again later",
                 )
-            self._try_harder(handle, sample)
+            self.try_harder(handle, sample)
             on_progress(Progress("metadata", peers=sample.peers, note=why_nothing_comes(sample)))
         info = handle.torrent_file()
         assert info is not None  # the alert said so
@@ -143,82 +153,43 @@ class Swarm:
             NoRoomOnDisk, SystemFault: a file could not grow, or the machine said no otherwise.
             Stalled: no piece came for the stall timeout; says why.
         """
-        dog = Watchdog(self.options.stall_timeout_s, self.options.rejoin_after_s)
-        seen, spent = Seen(), 0
-        handle = self._join(meta, folder, have, dog, seen)
-        while True:
-            for alert in self._alerts(handle):
-                raise_disk_errors(alert, folder, meta)
-                seen.take(alert, dog)
-            status = handle.status()
-            if seen.finished or status.is_seeding:
-                self._session.remove_torrent(handle)
-                came = spent + status.total_payload_download
-                return Downloaded(came, tuple(sorted(dog.banned)), seen.failed_pieces)
-            sample = self._sample(handle, seen, banned=len(dog.banned))
-            on_progress(progress_of(status, meta, why_nothing_comes(sample)))
-            self._try_harder(handle, sample, dog)
-            match dog.judge(sample):
-                case Decision.GIVE_UP:
-                    raise stalled(sample, self.options.stall_timeout_s)
-                case Decision.QUESTION:
-                    dog.next_suspect(sample.now_s)
-                case Decision.REJOIN:
-                    dog.rejoined(sample.now_s)
-                case Decision.GO_ON:
-                    continue
-            spent += status.total_payload_download
-            self._session.remove_torrent(handle)
-            handle = self._join(meta, folder, status.pieces, dog, seen)
+        stay = Stay(self, meta, folder, on_progress)
+        stay.join(have)
+        stay.wait(lambda status: stay.seen.finished or status.is_seeding)
+        self.session.remove_torrent(stay.handle)
+        return stay.took()
 
-    def _join(
-        self,
-        meta: Metainfo,
-        folder: Path,
-        have: Sequence[bool],
-        dog: Watchdog,
-        seen: Seen,
-    ) -> lt.torrent_handle:
-        """Add the torrent anew: alone with the suspect, or with everybody but the guilty."""
-        import libtorrent as lt
+    def single_pieces(
+        self, meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None]
+    ) -> Stay:
+        """A torrent to be asked for pieces one by one (see `Stay.get`), into an empty folder."""
+        # Where nothing more is wanted for now, libtorrent would hang up on every seed.
+        self.session.apply_settings({"close_redundant_connections": False})
+        return Stay(self, meta, folder, on_progress, [0] * count_pieces(meta))
 
-        adding = _load(meta, folder)
-        adding.flags = lt.torrent_flags.update_subscribe
-        adding.download_limit = self.options.max_down
-        if any(have):
-            adding.have_pieces = list(have)
-        if dog.asked is not None:
-            flags = lt.torrent_flags
-            adding.flags |= flags.disable_dht | flags.disable_pex | flags.disable_lsd
-            handle = self._session.add_torrent(adding)
-            handle.connect_peer(dog.asked)
-            return handle
-        adding.trackers = list(self.options.trackers)
-        adding.url_seeds = list(self.options.web_seeds)
-        adding.banned_peers = sorted(dog.guilty)
-        adding.peers = sorted(seen.met - dog.guilty)
-        return self._add(adding, without=dog.guilty)
-
-    def _add(
+    def add(
         self, adding: lt.add_torrent_params, without: set[Peer] | frozenset[Peer] = frozenset()
     ) -> lt.torrent_handle:
-        handle = self._session.add_torrent(adding)
+        """Add a torrent and call the named peers."""
+        handle = self.session.add_torrent(adding)
         for peer in self.options.peers:
             if peer not in without:
                 handle.connect_peer(peer)
         return handle
 
-    def _alerts(self, handle: lt.torrent_handle) -> Iterator[Any]:
+    def alerts(self, handle: lt.torrent_handle) -> Iterator[Any]:
         """Wait a tick; the alerts of this torrent and those of no torrent."""
-        self._session.wait_for_alert(TICK_MS)
-        for alert in self._session.pop_alerts():
+        self.session.wait_for_alert(TICK_MS)
+        for alert in self.session.pop_alerts():
             if getattr(alert, "handle", handle) == handle:
                 raise_listen_errors(alert, self.options.port)
                 yield alert
 
-    def _sample(self, handle: lt.torrent_handle, seen: Seen, banned: int = 0) -> Sample:
+    def sample(self, handle: lt.torrent_handle, seen: Seen, banned: int = 0) -> Sample:
+        """What can be seen of the swarm now."""
         status = handle.status()
-        dht = self._session.status().dht_nodes if self.options.dht else None
+        self._received[handle] = status.total_download
+        dht = self.session.status().dht_nodes if self.options.dht else None
         return Sample(
             now_s=time.monotonic(),
             done=status.total_wanted_done,
@@ -232,18 +203,116 @@ class Swarm:
             banned=banned,
         )
 
-    def _try_harder(
+    def try_harder(
         self, handle: lt.torrent_handle, sample: Sample, dog: Watchdog | None = None
     ) -> None:
         """Without peers: allow uTP, and try the named peers again, for libtorrent forgets them."""
         if sample.peers or (dog and dog.asked) or sample.now_s - self._called_s < CALL_AGAIN_S:
             return
         if sample.now_s - self._started_s > UTP_AFTER_S:
-            self._session.apply_settings({"enable_outgoing_utp": True})
+            self.session.apply_settings({"enable_outgoing_utp": True})
         self._called_s = sample.now_s
         for peer in self.options.peers:
             if dog is None or peer not in dog.guilty:
                 handle.connect_peer(peer)
+
+
+@dataclass(slots=True)
+class Stay:
+    """A torrent in a session; it is joined anew where libtorrent has banned a good peer.
+
+    ``priorities`` has a number for each piece, 0 where it is not asked for; None asks for all.
+    """
+
+    swarm: Swarm
+    meta: Metainfo
+    folder: Path
+    on_progress: Callable[[Progress], None]
+    priorities: list[int] | None = None
+    seen: Seen = field(init=False)
+    handle: Any = None
+    _dog: Watchdog = field(init=False)
+    _spent: int = 0  # payload bytes before it was joined anew
+    _came: int = 0
+
+    def __post_init__(self) -> None:
+        self.seen = Seen(met=set(self.swarm.met))
+        self._dog = Watchdog(self.swarm.options.stall_timeout_s, self.swarm.options.rejoin_after_s)
+
+    def join(self, have: Sequence[bool]) -> None:
+        """Add the torrent (anew): alone with the suspect, or with everybody but the guilty."""
+        import libtorrent as lt
+
+        options, dog, session = self.swarm.options, self._dog, self.swarm.session
+        adding = _load(self.meta, self.folder)
+        adding.flags = lt.torrent_flags.update_subscribe
+        adding.download_limit = options.max_down
+        if any(have):
+            adding.have_pieces = list(have)
+            fill_out(self.meta, self.folder)
+        if self.priorities is not None:
+            adding.piece_priorities = self.priorities
+        if dog.asked is not None:
+            flags = lt.torrent_flags
+            adding.flags |= flags.disable_dht | flags.disable_pex | flags.disable_lsd
+            self.handle = session.add_torrent(adding)
+            self.handle.connect_peer(dog.asked)
+            return
+        adding.trackers = list(options.trackers)
+        adding.url_seeds = list(options.web_seeds)
+        adding.banned_peers = sorted(dog.guilty)
+        adding.peers = sorted(self.seen.met - dog.guilty)
+        self.handle = self.swarm.add(adding, without=dog.guilty)
+
+    def get(self, pieces: Collection[int]) -> None:
+        """Wait until the pieces of these numbers are on disk, as libtorrent says.
+
+        Raises:
+            NoRoomOnDisk, SystemFault, Stalled: see `Swarm.download`.
+        """
+        assert self.priorities is not None  # else all pieces come at once
+        for index in pieces:
+            self.priorities[index] = URGENT
+        self.handle.prioritize_pieces(self.priorities) if self.handle else self.join(())
+        self.wait(
+            lambda status: all(status.pieces[index : index + 1] == [True] for index in pieces)
+        )
+
+    def wait(self, is_done: Callable[[lt.torrent_status], bool]) -> None:
+        """Go on until the status of the torrent is as wanted.
+
+        Raises:
+            NoRoomOnDisk, SystemFault, Stalled: see `Swarm.download`.
+        """
+        swarm, dog = self.swarm, self._dog
+        while True:
+            for alert in swarm.alerts(self.handle):
+                raise_disk_errors(alert, self.folder, self.meta)
+                self.seen.take(alert, dog)
+            status = self.handle.status()
+            sample = swarm.sample(self.handle, self.seen, banned=len(dog.banned))
+            self._came = sample.payload
+            if is_done(status):
+                return
+            self.on_progress(progress_of(status, self.meta, why_nothing_comes(sample)))
+            swarm.try_harder(self.handle, sample, dog)
+            match dog.judge(sample):
+                case Decision.GIVE_UP:
+                    raise stalled(sample, swarm.options.stall_timeout_s)
+                case Decision.QUESTION:
+                    dog.next_suspect(sample.now_s)
+                case Decision.REJOIN:
+                    dog.rejoined(sample.now_s)
+                case Decision.GO_ON:
+                    continue
+            self._spent += self._came
+            swarm.session.remove_torrent(self.handle)
+            self.join(status.pieces)
+
+    def took(self) -> Downloaded:
+        """What it took so far."""
+        banned = tuple(sorted(self._dog.banned))
+        return Downloaded(self._spent + self._came, banned, self.seen.failed_pieces)
 
 
 @contextlib.contextmanager
