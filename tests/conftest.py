@@ -27,6 +27,11 @@ SMALL = ModelArgs(
 )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the long tests: the last to begin is the one that all processes wait for."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 class MemoryCheckpoint:
     """A checkpoint whose bytes are held: the smallest thing that keeps the protocol."""
 

@@ -67,10 +67,10 @@ def test_a_name_that_is_a_path_stays_a_name():
     ids=range(10),
 )
 def test_a_megabyte_of_nonsense_is_answered_within_seconds(text):
-    began = time.monotonic()
+    began = time.process_time()
     with contextlib.suppress(BadMagnet):
         find(text)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_mutants_of_a_link_are_read_or_refused_and_the_hash_is_never_changed():

@@ -9,6 +9,7 @@ from moetool.cli import selftest
 from moetool.cli.app import run
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_every_fault_is_caught_and_named_and_nothing_sound_is_blamed(capsys, tmp_path):
     code = run(["selftest", "--json", "--work", str(tmp_path / "work")])

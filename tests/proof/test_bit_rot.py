@@ -174,6 +174,7 @@ def campaign(folder):
     return counts, bad, by_file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("subject", ["release", "converted"])
 def test_every_flipped_bit_is_found_and_its_place_is_named(subject, request):
     """1,000 flips each: all detected as a mismatch, all in the right file, the tensor and row."""
