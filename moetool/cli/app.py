@@ -30,8 +30,10 @@ from moetool.cli import (
     identity,
     imatrix,
     inspect,
+    publish,
     repair,
     scan,
+    seed,
     selftest,
     smoke_test,
     tiny,
@@ -60,6 +62,8 @@ app = typer.Typer(
 app.command("fetch")(fetch.fetch)
 app.command("verify")(verify.verify)
 app.command("repair")(repair.repair)
+app.command("publish")(publish.publish)
+app.command("seed")(seed.seed)
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert_command.convert)
 app.command("diff")(diff.diff)

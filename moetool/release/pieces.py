@@ -14,12 +14,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moetool.errors import HostileTorrent, ReadFailed, Refused, TruncatedFile
 from moetool.extents import Digest, Extent, LocalFile
-from moetool.release.torrent.metainfo import LEAF_NBYTES, Metainfo, TorrentFile
+from moetool.release.torrent.merkle import lifted, piece_height, root_of_layer
 from moetool.release.verify.digests import HASHES
 from moetool.release.verify.hashing import Wanted, read_digests
+
+if TYPE_CHECKING:
+    from moetool.release.torrent.metainfo import Metainfo, TorrentFile
 
 Part = Extent | int  # bytes of a file, or so many zeros that lie nowhere
 
@@ -59,7 +63,7 @@ class Piece:
             hasher.update(memoryview(next(left) if isinstance(part, Extent) else bytes(part)))
         found = hasher.hexdigest()
         if self.height is not None:
-            found = _lifted(found, -(-self.nbytes // LEAF_NBYTES), self.height)
+            found = lifted(bytes.fromhex(found), self.nbytes, self.height).hex()
         return found == self.digest.hex
 
 
@@ -149,7 +153,7 @@ def _v1_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
 
 def _v2_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
     layers, index = dict(meta.piece_layers), 0
-    height = (meta.piece_length // LEAF_NBYTES - 1).bit_length()
+    height = piece_height(meta.piece_length)
     for file in meta.files:
         is_long = file.nbytes > meta.piece_length
         for number, root in enumerate(_roots(file, layers, meta.piece_length)):
@@ -176,29 +180,7 @@ def _roots(file: TorrentFile, layers: dict[bytes, bytes], piece_length: int) -> 
             hint="give the .torrent file with --torrent; or fetch again into the same folder",
         )
     roots = [layer[at : at + size] for at in range(0, len(layer), size)]
-    level, filler = roots, _zero_tree((piece_length // LEAF_NBYTES - 1).bit_length())
-    while len(level) > 1:
-        if len(level) % 2:
-            level = [*level, filler]
-        pairs = zip(level[::2], level[1::2], strict=True)
-        level = [hashlib.sha256(left + right).digest() for left, right in pairs]
-        filler = hashlib.sha256(filler * 2).digest()
-    if len(roots) != -(-file.nbytes // piece_length) or level != [file.root]:
+    count = -(-file.nbytes // piece_length)
+    if len(roots) != count or root_of_layer(roots, piece_length) != file.root:
         raise HostileTorrent("the piece layers are not those of the file's root", where=file.path)
     return roots
-
-
-def _lifted(root: str, leaves: int, height: int) -> str:
-    """The root of a tree of ``height`` whose first leaves have this root, the others being zero."""
-    node = bytes.fromhex(root)
-    for level in range((leaves - 1).bit_length(), height):
-        node = hashlib.sha256(node + _zero_tree(level)).digest()
-    return node.hex()
-
-
-def _zero_tree(height: int) -> bytes:
-    """The root of a tree all of whose leaf hashes are zero (BEP 52)."""
-    node = bytes(hashlib.sha256().digest_size)
-    for _ in range(height):
-        node = hashlib.sha256(node * 2).digest()
-    return node

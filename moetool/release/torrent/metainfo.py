@@ -259,14 +259,16 @@ def _component(raw: Value | None) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise HostileTorrent("a name that is not UTF-8", where=ascii(raw)) from error
-    reason = _why_refused(text, len(raw))
+    reason = why_refused(text)
     if reason:
         hint = "the torrent is not what a publisher of weights makes: do not use it"
         raise HostileTorrent(f"a name that {reason}", where=ascii(text[:300]), hint=hint)
     return text
 
 
-def _why_refused(text: str, nbytes: int) -> str | None:
+def why_refused(text: str) -> str | None:
+    """Say what is wrong with one name of a path, None where it is taken."""
+    nbytes = len(text.encode())
     faults = {
         "is empty or leaves its folder": text in {"", ".", ".."},
         "holds a path separator": "/" in text or "\\" in text,

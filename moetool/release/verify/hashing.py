@@ -25,13 +25,19 @@ BLOCK_NBYTES = 1 << 20  # larger reads leave the cache between the cores' hashes
 RING = 4
 PART_NBYTES = 64 << 20
 
+_ZEROS = memoryview(bytes(BLOCK_NBYTES))
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A digest that somebody wants of bytes, one extent after another."""
+    """A digest that somebody wants of bytes, one extent after another.
+
+    So many ``zeros`` are hashed behind them, for padding up to a piece lies nowhere (BEP 47).
+    """
 
     extents: tuple[Extent, ...]
     algorithm: str
+    zeros: int = 0
 
 
 class Trouble(Enum):
@@ -139,6 +145,8 @@ class _Lane:
             self._hash.update(block[max(0, start - at) : max(0, stop - at)])
             if stop > end:
                 return
+            for done in range(0, want.zeros, BLOCK_NBYTES):
+                self._hash.update(_ZEROS[: want.zeros - done])
             self.found.setdefault(want, Computed(self._hash.hexdigest()))
             self._hash = None
             del self.spans[0]
