@@ -105,7 +105,7 @@ def _behind_url(
     console: Console, url: str, timeout: float | None, view: View, *, allow_http: bool
 ) -> RemoteInspectReport:
     from moetool.cli.remote import inspect_url
-    from moetool.release.peek_https import HttpOptions
+    from moetool.release.peek.https import HttpOptions
 
     options = HttpOptions(allow_http=allow_http)
     return inspect_url(

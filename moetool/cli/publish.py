@@ -15,7 +15,7 @@ from moetool.cli.options import JsonOption, QuietOption
 from moetool.errors import UsageFault
 
 if TYPE_CHECKING:
-    from moetool.release.publish import Plan, PublishReport
+    from moetool.release.publish.run import Plan, PublishReport
 
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
@@ -71,7 +71,7 @@ def publish(
     conversion is published as it is: its manifest says what a RELEASE would.
     """
     from moetool.convert.execute.manifest import MANIFEST
-    from moetool.release.publish import dry_report, plan, run
+    from moetool.release.publish.run import dry_report, plan, run
 
     console = Console(json, quiet)
     is_conversion = (directory / MANIFEST).is_file()
@@ -150,9 +150,9 @@ def _piece_length(text: str | None) -> int | None:
 
 def _tell(console: Console, made: Plan) -> None:
     """Say what a publisher may not expect."""
-    from moetool.release.listing import is_listable
     from moetool.release.provenance import read_origin
-    from moetool.release.publish import Listing
+    from moetool.release.publish.listing import is_listable
+    from moetool.release.publish.run import Listing
 
     if made.left_out:
         console.note(f"left out: {safe(', '.join(made.left_out))}")

@@ -15,9 +15,9 @@ from moetool.cli.fetch import stages
 from moetool.errors import MoetoolError, UsageFault
 from moetool.formats.directory import is_weight_file
 from moetool.formats.remote import SMALL_FILES, RemoteFiles, read_remote
-from moetool.release.peek import TorrentOrigin, look_into
-from moetool.release.peek_address import shown
-from moetool.release.peek_https import HttpFiles, HttpOptions, HttpOrigin, name_in
+from moetool.release.peek.address import shown
+from moetool.release.peek.https import HttpFiles, HttpOptions, HttpOrigin, name_in
+from moetool.release.peek.torrent import TorrentOrigin, look_into
 from moetool.release.source import resolve_source
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from moetool.errors import UsageFault
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moetool.release.seeding import Given, SeedOptions, SeedReport
+    from moetool.release.publish.seeding import Given, SeedOptions, SeedReport
     from moetool.release.torrent.metainfo import Metainfo
 
 TorrentOption = Annotated[
@@ -69,7 +69,7 @@ def seed(
 
     Every piece is hashed first; what does not match is named, and nothing is served.
     """
-    from moetool.release.seeding import SeedOptions, find_torrent
+    from moetool.release.publish.seeding import SeedOptions, find_torrent
 
     console = Console(json, quiet)
     options = SeedOptions(
@@ -91,7 +91,7 @@ def _run(console: Console, meta: Metainfo, folder: Path, options: SeedOptions) -
     """Check and serve, each with a bar of its own."""
     from contextlib import ExitStack
 
-    from moetool.release.seeding import seed as run_seed
+    from moetool.release.publish.seeding import seed as run_seed
 
     with ExitStack() as bars:
         update: Callable[[int, str], None] = bars.enter_context(

@@ -5,15 +5,12 @@ manifest    RELEASE lists, and the releases we know (data/*.toml)
 source      what a user gave: link, .torrent file or known name
 torrent/    the file list, judged; the swarm (its session is the one door to it)
 verify/     a list of claims, settled in one read; what they prove
-peek        a torrent looked into before it is downloaded
-peek_https  the same of a file behind https://, the one door to servers; peek_address: which ones
+peek/       a release looked into before it is downloaded
 fetch       source -> folder, every byte hashed
 resume      what an earlier run left and may be kept
 pieces      the pieces of a torrent as they lie in a folder, and which are bad
 repair/     bad pieces replaced in place, from a copy or the swarm
-publish     a folder -> RELEASE, .torrent, magnet; publishable: which of its files
-forms       what a hybrid and a v1 torrent are made of; listing: the text of RELEASE
-seeding     a folder served to the swarm, every piece checked before
+publish/    a folder -> RELEASE, .torrent, magnet; and the serving of it
 provenance  what a fetch leaves behind; the release fetched last
 fixture     where the tiny release lies
 """

@@ -12,9 +12,9 @@ import threading
 
 import pytest
 
-from moetool.release import publish
 from moetool.release.magnet import parse
-from moetool.release.seeding import SeedOptions, find_torrent, seed
+from moetool.release.publish import run as publish
+from moetool.release.publish.seeding import SeedOptions, find_torrent, seed
 from moetool.release.torrent.bencode import encode
 
 pytestmark = pytest.mark.oracle

@@ -18,10 +18,11 @@ import pytest
 from moetool.errors import BadHeader, NetworkFault, Refused, TruncatedFile, UsageFault
 from moetool.formats import open_checkpoint
 from moetool.formats.remote import SMALL_FILES, read_remote
-from moetool.release import peek_address, peek_https
 from moetool.release.fixture import find_fixture
-from moetool.release.peek_address import Gate, is_public
-from moetool.release.peek_https import HttpFiles, HttpOptions, name_in
+from moetool.release.peek import address as peek_address
+from moetool.release.peek import https as peek_https
+from moetool.release.peek.address import Gate, is_public
+from moetool.release.peek.https import HttpFiles, HttpOptions, name_in
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 

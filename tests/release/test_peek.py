@@ -21,7 +21,7 @@ from moetool.formats.directory import is_weight_file
 from moetool.formats.remote import read_remote
 from moetool.release.fixture import find_fixture
 from moetool.release.magnet import Magnet, format_magnet
-from moetool.release.peek import PieceStore, look_into
+from moetool.release.peek.torrent import PieceStore, look_into
 from moetool.release.source import resolve_source
 from moetool.release.torrent.bencode import encode
 from moetool.release.torrent.metainfo import read_torrent

@@ -22,14 +22,15 @@ from moetool.errors import (
     SystemFault,
     UsageFault,
 )
-from moetool.release import publish, seeding
 from moetool.release.fetch import fetch
-from moetool.release.listing import is_listable
 from moetool.release.magnet import format_magnet, parse
 from moetool.release.manifest import parse_release_file
 from moetool.release.pieces import find_bad, pieces_of
-from moetool.release.publish import Listing
-from moetool.release.seeding import SeedOptions
+from moetool.release.publish import run as publish
+from moetool.release.publish import seeding
+from moetool.release.publish.listing import is_listable
+from moetool.release.publish.run import Listing
+from moetool.release.publish.seeding import SeedOptions
 from moetool.release.source import resolve_source
 from moetool.release.torrent.bencode import decode
 from moetool.release.torrent.create import choose_piece_length

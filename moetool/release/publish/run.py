@@ -27,11 +27,11 @@ from moetool.errors import (
     SystemFault,
 )
 from moetool.extents import Claim, Extent
-from moetool.release.forms import hexdigest, hybrid, hybrid_wanted, v1, v1_wanted
-from moetool.release.listing import NO_MD5, is_listable, release_text
 from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.manifest import RELEASE_FILE, list_claims
-from moetool.release.publishable import Listed, find_files, judge
+from moetool.release.publish.files import Listed, find_files, judge
+from moetool.release.publish.forms import hexdigest, hybrid, hybrid_wanted, v1, v1_wanted
+from moetool.release.publish.listing import NO_MD5, is_listable, release_text
 from moetool.release.torrent.create import (
     choose_piece_length,
     count_file_pieces,

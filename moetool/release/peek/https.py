@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from moetool import __version__
 from moetool.errors import NetworkFault, Refused, TruncatedFile, UsageFault
-from moetool.release.peek_address import Gate, Place
+from moetool.release.peek.address import Gate, Place
 
 MAX_NBYTES = 128 << 20
 """The most that looking may cost: no header is that long."""

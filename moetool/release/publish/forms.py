@@ -26,7 +26,7 @@ from moetool.release.verify.digests import HASHES
 from moetool.release.verify.hashing import Computed, Wanted
 
 if TYPE_CHECKING:
-    from moetool.release.publishable import Listed
+    from moetool.release.publish.files import Listed
 
 Found = Mapping[Wanted, Computed]
 Form = tuple[bytes, dict[bytes, Value] | None]  # info dict and piece layers
