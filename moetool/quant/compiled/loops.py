@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 import numba
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Floats: TypeAlias = "NDArray[np.float32]"
 Levels: TypeAlias = "NDArray[np.uint8]"
 F = np.float32
 
-# Division by zero gives infinity as in C, and no thread holds the interpreter's lock.
-compiled = partial(numba.njit, nogil=True, error_model="numpy", cache=True)
+
+def compiled(**options: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Compile a function; what was compiled is kept beside this file or in the user's cache.
+
+    Division by zero gives infinity as in C, and no thread holds the interpreter's lock.
+    """
+
+    def wrap(plain: Callable[P, T]) -> Callable[P, T]:
+        build = partial(numba.njit, plain, nogil=True, error_model="numpy", **options)
+        try:
+            return build(cache=True)
+        except RuntimeError:  # no folder that could be written to
+            return build()
+
+    return wrap
+
+
 inlined = partial(compiled, inline="always")
 
 
