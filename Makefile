@@ -31,9 +31,9 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/verify.py
 
-# Kills, failing system calls, full disks, power cuts: the long form; `make test` has the short one.
+# Kills, failing calls, full disks, power cuts, flipped bits: the long form; the tests have a short one.
 faults: $(VENV)/.test
-	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults
+	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/proof/test_bit_rot.py
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

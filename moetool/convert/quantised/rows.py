@@ -75,7 +75,7 @@ class Unfit:
 class _Made:
     """The blocks of a piece and their error, or the weights in it that do not fit."""
 
-    stored: bytes = b""
+    stored: Buffer = b""
     error: BlockError | None = None
     unfit: Unfit = Unfit()
 
@@ -122,26 +122,29 @@ def _quantise(piece: bytearray, columns: int, cast: Cast, importance: torch.Tens
     stored = encode(rows, cast.target, importance)
     content = bytearray(stored.numel())
     torch.frombuffer(content, dtype=torch.uint8).copy_(stored.flatten())
-    error, n_beyond = _error(rows.flatten(), stored.flatten(), cast.target)
-    return _Made(bytes(content), error, Unfit(n_beyond=n_beyond))
+    error, n_beyond = _error(rows.flatten(), stored.flatten(), cast.target, square)
+    return _Made(content, error, Unfit(n_beyond=n_beyond))
 
 
-def _error(x: torch.Tensor, stored: torch.Tensor, dtype: DType) -> tuple[BlockError, int]:
+def _error(
+    x: torch.Tensor, stored: torch.Tensor, dtype: DType, square: float
+) -> tuple[BlockError, int]:
     """The error of a piece; and how many weights are lost, for they or others are too large."""
     import torch
 
     from moetool.quant import decode
 
-    y = decode(stored, dtype)
-    off = y - x
+    off = decode(stored, dtype).sub_(x)
     low, high = torch.aminmax(off)
-    sums = [float(torch.dot(a, b)) for a, b in ((x, x), (off, off), (y, y), (x, y))]
-    if not all(map(math.isfinite, sums)) and math.isfinite(float(high - low)):
-        x, y, off = x.double(), y.double(), off.double()
-        pairs = ((x, x), (off, off), (y, y), (x, y))
-        sums = [float(torch.dot(a, b)) for a, b in pairs]
-    square, off_square, made_square, product = sums
+    off_square, along = float(torch.dot(off, off)), float(torch.dot(off, x))
+    finite = math.isfinite(float(high - low))
+    if finite and not (math.isfinite(square) and math.isfinite(off_square + along)):
+        wide, far = x.double(), off.double()  # squares of large weights are beyond float32
+        pairs = ((wide, wide), (far, far), (far, wide))
+        square, off_square, along = (float(torch.dot(a, b)) for a, b in pairs)
+    product = square + along  # of x and x + off
     largest = max(-float(low), float(high))
+    made_square = product + along + off_square
     error = BlockError(x.numel(), square, off_square, made_square, product, largest)
     if largest <= _LARGEST_HALF / 2:  # false where it is NaN
         return error, 0
