@@ -111,6 +111,7 @@ def evaluate(
         if other:
             _refuse_other_words(model, other)
         window = min(window, model.recognized.args.max_seq_len)
+        from moetool.model.device import spelled
         from moetool.model.evaluate import TOGETHER
 
         n_rows = min(len(tokens), max(TOGETHER, window))
@@ -119,7 +120,7 @@ def evaluate(
         rows = tuple(_rows(console, model, other, tokens, window, top_k))
         report = EvalReport(
             str(path), str(against) if against else None, str(text), len(tokens), window,
-            str(model.weights.device), str(model.weights.dtype).removeprefix("torch."), rows,
+            str(model.weights.device), spelled(model.weights.dtype), rows,
             tell_ranks(console, model.model, *([other.model] if other else [])),
         )  # fmt: skip
     console.result(report, lambda: _render(console, report))

@@ -100,6 +100,7 @@ def imatrix(
     content = read_text(text).removesuffix("\n")  # as llama.cpp reads a file with -f
     with running(path, device, dtype, memory) as opened:
         from moetool.formats.imatrix import Imatrix, write_imatrix
+        from moetool.model.device import spelled
         from moetool.model.imatrix import Collector, cut_in_chunks
 
         tokenizer = opened.speaking()
@@ -115,7 +116,7 @@ def imatrix(
         report = ImatrixReport(
             str(path), str(text), str(out), n_tokens, len(tokens) - n_tokens, chunk, len(chunks),
             len(entries), tuple(Expert(*pair) for pair in collector.never_activated()),
-            str(opened.weights.device), str(opened.weights.dtype).removeprefix("torch."), seconds,
+            str(opened.weights.device), spelled(opened.weights.dtype), seconds,
         )  # fmt: skip
     console.result(report, lambda: _render(console, report))
 

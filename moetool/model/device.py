@@ -25,6 +25,11 @@ CPU_SHARE, CUDA_SHARE = 0.7, 0.85
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 
+def spelled(dtype: torch.dtype) -> str:
+    """``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def pick_device(name: str) -> torch.device:
     """Turn ``auto cpu cuda cuda:1 mps`` into a device; auto takes a GPU where there is one.
 

@@ -16,7 +16,6 @@ so where one row takes no longer than with a matrix of 16 bits.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moetool.model.packed import Packed
+from moetool.quant.quicker import are_compiled
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -161,7 +161,7 @@ def _loops_for(n_rows: int, w_OI: Matrix) -> ModuleType | None:
 @cache
 def _compiled() -> ModuleType | None:
     """The compiled loops; None where numba is not installed, or not for this Python."""
-    if importlib.util.find_spec("numba") is None:
+    if not are_compiled():
         return None
     try:
         from moetool.model import compiled

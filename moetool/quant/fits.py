@@ -110,24 +110,9 @@ def signed(x_NG: Tensor, half: int, w_NG: Tensor | None = None) -> tuple[Tensor,
 @or_compiled
 def refined(x_NG: Tensor, half: int) -> tuple[Tensor, Tensor]:
     """Fit a scale by moving one level after another while that lowers the error; as `signed`."""
-    w_NG = x_NG * x_NG
-    wx_NG = w_NG * x_NG
-    extreme_G = first_extreme(x_NG)
+    w_NG, extreme_G = x_NG * x_NG, first_extreme(x_NG)
     q_NG = nearest(-half / extreme_G * x_NG).clamp(-half, half - 1).float()
-    xq_G, qq_G = in_order(wx_NG * q_NG), in_order(w_NG * q_NG * q_NG)
-    for _ in range(REFINEMENTS):
-        for x_G, w_G, wx_G, q_G in zip(x_NG, w_NG, wx_NG, q_NG, strict=True):
-            without_G = xq_G - wx_G * q_G
-            rest_G = qq_G - w_G * q_G * q_G
-            new_G = nearest(x_G * rest_G / without_G).clamp(-half, half - 1).float()
-            new_xq_G = without_G + wx_G * new_G
-            new_qq_G = rest_G + w_G * new_G * new_G
-            better_G = new_xq_G * new_xq_G * qq_G > xq_G * xq_G * new_qq_G
-            better_G &= (without_G > 0) & (new_G != q_G) & (new_qq_G > 0)
-            q_G.copy_(torch.where(better_G, new_G, q_G))
-            xq_G = torch.where(better_G, new_xq_G, xq_G)
-            qq_G = torch.where(better_G, new_qq_G, qq_G)
-    scale_G = torch.where(qq_G > 0, xq_G / qq_G, 0.0)
+    scale_G = _moved(x_NG, w_NG, q_NG, -half, half - 1)
     return _none_where_tiny(q_NG.int() + half, scale_G, extreme_G)
 
 
@@ -149,22 +134,17 @@ def positive(x_NG: Tensor, levels: int, w_NG: Tensor) -> tuple[Tensor, Tensor]:
         best_G = torch.where(better_G, error_G, best_G)
         best_iscale_G = torch.where(better_G, tried_G, best_iscale_G)
     q_NG = nearest(best_iscale_G * x_NG).clamp(max=levels).float()
-    wx_NG = w_NG * x_NG
-    xq_G, qq_G = in_order(wx_NG * q_NG), in_order(w_NG * q_NG * q_NG)
-    for _ in range(REFINEMENTS):
-        for x_G, w_G, wx_G, q_G in zip(x_NG, w_NG, wx_NG, q_NG, strict=True):
-            without_G = xq_G - wx_G * q_G
-            rest_G = qq_G - w_G * q_G * q_G
-            new_G = nearest(x_G * rest_G / without_G).clamp(max=levels).float()
-            new_xq_G = without_G + wx_G * new_G
-            new_qq_G = rest_G + w_G * new_G * new_G
-            better_G = new_xq_G * new_xq_G * qq_G > xq_G * xq_G * new_qq_G
-            better_G &= (without_G > 0) & (rest_G > 0) & (new_G != q_G)
-            q_G.copy_(torch.where(better_G, new_G, q_G))
-            xq_G = torch.where(better_G, new_xq_G, xq_G)
-            qq_G = torch.where(better_G, new_qq_G, qq_G)
-    scale_G = torch.where(qq_G > 0, xq_G / qq_G, 0.0)
+    scale_G = _moved(x_NG, w_NG, q_NG, None, levels)
     return _none_where_tiny(q_NG.int(), scale_G, largest_G)
+
+
+def positive_by_block(
+    value_G: Tensor, w_G: Tensor, n_groups: int, levels: int
+) -> tuple[Tensor, Tensor]:
+    """`positive` for the groups of each block: levels ``[B, n_groups]``, and the scale ``[B]``."""
+    value_JB = value_G.view(-1, n_groups).T.contiguous()
+    level_JB, scale_B = positive(value_JB, levels, w_G.view(-1, n_groups).T)
+    return level_JB.T, scale_B
 
 
 @or_compiled
@@ -222,6 +202,30 @@ def with_minimum(
         min_G = torch.where(better_G, new_min_G, min_G)
     best_q_NG = torch.where(flat_G, 0, best_q_NG).to(torch.uint8)
     return best_q_NG, torch.where(flat_G, 0.0, scale_G), -min_G
+
+
+def _moved(x_NG: Tensor, w_NG: Tensor, q_NG: Tensor, low: int | None, high: int) -> Tensor:
+    """Move one level after another while that lowers the error; the scale that fits them then.
+
+    Each goes to what is best for all the others. ``q_NG`` is changed in place. ``low`` is None
+    where there are no levels below zero; what is asked of the sums differs then, as it does in C.
+    """
+    wx_NG = w_NG * x_NG
+    xq_G, qq_G = in_order(wx_NG * q_NG), in_order(w_NG * q_NG * q_NG)
+    for _ in range(REFINEMENTS):
+        for x_G, w_G, wx_G, q_G in zip(x_NG, w_NG, wx_NG, q_NG, strict=True):
+            without_G = xq_G - wx_G * q_G
+            rest_G = qq_G - w_G * q_G * q_G
+            new_G = nearest(x_G * rest_G / without_G).clamp(low, high).float()
+            new_xq_G = without_G + wx_G * new_G
+            new_qq_G = rest_G + w_G * new_G * new_G
+            better_G = new_xq_G * new_xq_G * qq_G > xq_G * xq_G * new_qq_G
+            better_G &= (without_G > 0) & (new_G != q_G)
+            better_G &= (rest_G if low is None else new_qq_G) > 0
+            q_G.copy_(torch.where(better_G, new_G, q_G))
+            xq_G = torch.where(better_G, new_xq_G, xq_G)
+            qq_G = torch.where(better_G, new_qq_G, qq_G)
+    return torch.where(qq_G > 0, xq_G / qq_G, 0.0)
 
 
 def _sums(w_NG: Tensor, x_NG: Tensor) -> tuple[Tensor, Tensor]:

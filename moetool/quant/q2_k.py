@@ -17,7 +17,7 @@ import torch
 
 from moetool.quant.bits import fields, groups, half_bytes, halves, in_blocks, packed
 from moetool.quant.exact import divided, in_order, nearest
-from moetool.quant.fits import IMPORTANCE_GRID, Grid, positive, stored_levels, with_minimum
+from moetool.quant.fits import IMPORTANCE_GRID, Grid, positive_by_block, stored_levels, with_minimum
 from moetool.quant.importance import weigh
 
 if TYPE_CHECKING:
@@ -46,10 +46,9 @@ def encode(block_BN: Tensor, importance_BN: Tensor | None = None) -> Tensor:
     else:
         w_NG = groups(weigh(block_BN, importance_BN), 16)
         q_NG, scale_G, min_G = with_minimum(x_NG, w_NG, 3, IMPORTANCE_GRID)
-        w_GB = in_order(w_NG).view(-1, 16).T
-        scale_GB, d_B = positive(scale_G.view(-1, 16).T.contiguous(), LEVELS, w_GB)
-        min_GB, dmin_B = positive(min_G.view(-1, 16).T.contiguous(), LEVELS, w_GB)
-        scale_BG, min_BG = scale_GB.T, min_GB.T
+        w_G = in_order(w_NG)
+        scale_BG, d_B = positive_by_block(scale_G, w_G, 16, LEVELS)
+        min_BG, dmin_B = positive_by_block(min_G, w_G, 16, LEVELS)
     packed_BG = (scale_BG | min_BG << 4).to(torch.uint8)
     d_BN, dmin_BN = half_bytes(d_B), half_bytes(dmin_B)
     scale_G = (halves(d_BN, 0) * (packed_BG & 15)).flatten()

@@ -8,7 +8,7 @@ import torch
 
 from moetool.quant.bits import groups, half_bytes, packed_scales_and_mins
 from moetool.quant.exact import divided, in_order, nearest, root
-from moetool.quant.fits import IMPORTANCE_GRID, Grid, positive, with_minimum
+from moetool.quant.fits import IMPORTANCE_GRID, Grid, positive_by_block, with_minimum
 from moetool.quant.importance import weigh
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def fit_groups(
     else:
         w_NG = groups(weigh(block_BN, importance_BN, 2), 32)
         q_NG, scale_G, min_G = with_minimum(x_NG, w_NG, levels, IMPORTANCE_GRID)
-        w_8B = in_order(w_NG).view(-1, 8).T
-        scale_8B, d_B = positive(scale_G.view(-1, 8).T.contiguous(), LEVELS, w_8B)
-        min_8B, dmin_B = positive(min_G.view(-1, 8).T.contiguous(), LEVELS, w_8B)
-        scale_B8, min_B8 = scale_8B.T.clamp(max=LEVELS), min_8B.T.clamp(max=LEVELS)
+        w_G = in_order(w_NG)
+        scale_B8, d_B = positive_by_block(scale_G, w_G, 8, LEVELS)
+        min_B8, dmin_B = positive_by_block(min_G, w_G, 8, LEVELS)
+        scale_B8, min_B8 = scale_B8.clamp(max=LEVELS), min_B8.clamp(max=LEVELS)
     packed_B12 = packed_scales_and_mins(scale_B8, min_B8)
     return q_NG, torch.cat((half_bytes(d_B), half_bytes(dmin_B), packed_B12), 1)
 

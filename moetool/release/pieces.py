@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 from moetool.errors import HostileTorrent, ReadFailed, Refused, TruncatedFile
 from moetool.extents import Digest, Extent, LocalFile
 from moetool.release.torrent.merkle import lifted, piece_height, root_of_layer
+from moetool.release.torrent.metainfo import piece_parts
 from moetool.release.verify.digests import HASHES
 from moetool.release.verify.hashing import Wanted, read_digests
 
 if TYPE_CHECKING:
-    from moetool.release.torrent.metainfo import Metainfo, TorrentFile
-
-Part = Extent | int  # bytes of a file, or so many zeros that lie nowhere
+    from moetool.release.torrent.metainfo import Metainfo, Part, TorrentFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,12 @@ def pieces_of(meta: Metainfo, folder: Path) -> list[Piece]:
     """
     found = _v1_pieces(meta, folder) if meta.pieces else _v2_pieces(meta, folder)
     return [piece for piece in found if piece.extents]
+
+
+def cut(path: Path, nbytes: int, piece_length: int) -> list[Extent]:
+    """A file by itself, cut into pieces; the last one is what is left."""
+    starts = range(0, nbytes, piece_length)
+    return [Extent(path, at, min(piece_length, nbytes - at)) for at in starts]
 
 
 def count_pieces(meta: Metainfo) -> int:
@@ -133,22 +138,9 @@ def read_extent(extent: Extent) -> bytes | None:
 
 def _v1_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
     size = hashlib.sha1(usedforsecurity=False).digest_size
-    files = [file for file in meta.files if file.nbytes]
-    total, first = files[-1].offset + files[-1].nbytes, 0
-    for index in range(len(meta.pieces) // size):
-        start, stop = index * meta.piece_length, min((index + 1) * meta.piece_length, total)
-        while files[first].offset + files[first].nbytes <= start:
-            first += 1
-        parts: list[Part] = []
-        at = first
-        while at < len(files) and files[at].offset < stop:
-            file = files[at]
-            low, high = max(start, file.offset), min(stop, file.offset + file.nbytes)
-            on_disk = Extent(folder / file.path, low - file.offset, high - low)
-            parts.append(high - low if file.pad else on_disk)
-            at += 1
+    for index, parts in enumerate(piece_parts(meta, folder)):
         digest = Digest("sha1", meta.pieces[size * index : size * (index + 1)].hex())
-        yield Piece(index, tuple(parts), digest)
+        yield Piece(index, parts, digest)
 
 
 def _v2_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
@@ -156,11 +148,11 @@ def _v2_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
     height = piece_height(meta.piece_length)
     for file in meta.files:
         is_long = file.nbytes > meta.piece_length
-        for number, root in enumerate(_roots(file, layers, meta.piece_length)):
-            offset = number * meta.piece_length
-            nbytes = min(meta.piece_length, file.nbytes - offset)
-            extent = Extent(folder / file.path, offset, nbytes)
-            lift = height if is_long and nbytes < meta.piece_length else None
+        roots = _roots(file, layers, meta.piece_length)
+        # Where nothing is known of a file, neither is of its pieces.
+        extents = cut(folder / file.path, file.nbytes, meta.piece_length) if roots else []
+        for extent, root in zip(extents, roots, strict=True):
+            lift = height if is_long and extent.nbytes < meta.piece_length else None
             yield Piece(index, (extent,), Digest("sha256-merkle", root.hex()), lift)
             index += 1
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import re
 import shutil
-import socket
-import struct
 import subprocess
 import threading
 
@@ -15,7 +12,7 @@ import pytest
 from moetool.release.magnet import parse
 from moetool.release.publish import run as publish
 from moetool.release.publish.seeding import SeedOptions, find_torrent, seed
-from moetool.release.torrent.bencode import encode
+from tests.tracker import serving_tracker
 
 pytestmark = pytest.mark.oracle
 
@@ -72,27 +69,8 @@ def test_the_info_hash_is_theirs(release, name, words, v1_only):
 @pytest.fixture
 def tracker():
     """An HTTP tracker that names one peer, for aria2 asks none that a link names."""
-    peers = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            compact = b"".join(socket.inet_aton(h) + struct.pack(">H", p) for h, p in peers)
-            body = encode({b"interval": 5, b"peers": compact})
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    server.peers = peers
-    server.url = f"http://127.0.0.1:{server.server_port}/announce"
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving_tracker(interval_s=5) as server:
+        yield server
 
 
 @program("aria2c")

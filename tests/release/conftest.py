@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.server
 import random
-import socket
-import struct
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.torrent.bencode import encode
 from moetool.release.torrent.metainfo import Metainfo, read_torrent
 from moetool.release.torrent.profile import SwarmOptions
+from tests.tracker import serving_tracker
 
 PIECE = 32_768
 
@@ -138,27 +135,6 @@ def seeders():
 
 @pytest.fixture
 def tracker():
-    """An HTTP tracker (BEP 3, compact answers of BEP 23) that always names the given peers."""
-    peers: list[tuple[str, int]] = []
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            compact = b"".join(socket.inet_aton(h) + struct.pack(">H", p) for h, p in peers)
-            body = encode({b"interval": 60, b"peers": compact})
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    server.peers, server.asked = peers, asked
-    server.url = f"http://127.0.0.1:{server.server_port}/announce"
-    yield server
-    server.shutdown()
-    server.server_close()
+    """An HTTP tracker that always names the given peers."""
+    with serving_tracker(interval_s=60) as server:
+        yield server

@@ -46,7 +46,6 @@ class Recipe:
 
         Raises:
             UsageFault: the target's format has no blocks, or an override decides nothing.
-            Refused: the importance matrix is another model's.
         """
         if target.file_format != "gguf":
             raise UsageFault(

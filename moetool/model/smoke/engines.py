@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.model.device import available_nbytes
+from moetool.model.device import available_nbytes, spelled
 from moetool.model.smoke import logits
 from moetool.model.smoke.checks import Check, judge
 from moetool.model.smoke.npy import read_floats
@@ -92,7 +92,7 @@ def answer(engine: Engine, subject: Subject, text: Text, dtype: torch.dtype) -> 
     where = first if engine.module == "llama_cpp" else first.parent
     with TemporaryDirectory(prefix="moetool-") as folder:
         out = Path(folder) / "logits.npy"
-        words = [engine.module, str(where), str(out), str(dtype).removeprefix("torch.")]
+        words = [engine.module, str(where), str(out), spelled(dtype)]
         try:
             done = subprocess.run(  # noqa: S603  # our own module, by the Python that runs us
                 [sys.executable, *CLIENT, *words],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from moetool.model.device import spelled
 from moetool.model.smoke.behaviour import digest
 from moetool.model.smoke.checks import Check, LayerView, judge
 from moetool.model.smoke.fingerprint import Fingerprint, take
@@ -71,11 +72,6 @@ def record(seen: Observation, args: ModelArgs, dtype: torch.dtype) -> Golden:
         logits=digest(seen.logits_TV),
         layers=seen.layers,
     )
-
-
-def spelled(dtype: torch.dtype) -> str:
-    """``bfloat16``."""
-    return str(dtype).removeprefix("torch.")
 
 
 def compare(golden: Golden, now: Golden) -> Check:

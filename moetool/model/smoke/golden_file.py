@@ -15,9 +15,10 @@ from moetool.errors import BadHeader, ReadFailed, Refused
 from moetool.formats.output import refusals
 from moetool.formats.rules import shown
 from moetool.formats.strict_json import MAX_NBYTES, read_object
+from moetool.model.device import spelled
 from moetool.model.smoke.checks import LayerView
 from moetool.model.smoke.fingerprint import Fingerprint
-from moetool.model.smoke.golden import BANDS, Golden, spelled
+from moetool.model.smoke.golden import BANDS, Golden
 from moetool.model.smoke.subject import GEOMETRY
 from moetool.reports import plain
 

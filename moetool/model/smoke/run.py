@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from moetool.errors import MoetoolError, Refused
-from moetool.model.device import MemoryWatch
+from moetool.model.device import MemoryWatch, spelled
 from moetool.model.generate import Pace, Sampling
 from moetool.model.parallel.open import open_model
 from moetool.model.parallel.shared import Shared
@@ -256,7 +256,7 @@ class SmokeTest:
             layout=subject.recognized.convention.name,
             release=subject.release.name if subject.release else None,
             device=str(self.weights.device),
-            dtype=str(self.weights.dtype).removeprefix("torch."),
+            dtype=spelled(self.weights.dtype),
             checks=self.checks,
             layers=self._seen.layers if self._seen else (),
             continuations=self.continuations,

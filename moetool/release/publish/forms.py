@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from moetool.extents import Extent, LocalFile
 from moetool.release.manifest import RELEASE_FILE
+from moetool.release.pieces import cut
 from moetool.release.torrent.bencode import Value
 from moetool.release.torrent.create import (
     Content,
@@ -37,7 +38,7 @@ def hybrid_wanted(
 ) -> Iterator[Wanted]:
     """The digests of what is on disk; ``n_files`` counts a RELEASE to be written too."""
     for file in files:
-        for extent in _cut(folder / file.path, file.nbytes, piece_length):
+        for extent in cut(folder / file.path, file.nbytes, piece_length):
             yield Wanted((extent,), "sha1", padding(extent.nbytes, piece_length, n_files))
             yield Wanted((extent,), "sha256-merkle")
 
@@ -85,11 +86,6 @@ def hexdigest(algorithm: str, data: bytes) -> str:
     hasher = HASHES[algorithm]()
     hasher.update(memoryview(data))
     return hasher.hexdigest()
-
-
-def _cut(path: Path, nbytes: int, piece_length: int) -> Iterator[Extent]:
-    for start in range(0, nbytes, piece_length):
-        yield Extent(path, start, min(piece_length, nbytes - start))
 
 
 def _stream(

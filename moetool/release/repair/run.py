@@ -35,6 +35,7 @@ from moetool.release.provenance import locked, read_origin
 from moetool.release.repair.mend import Copy, Healed, Mender, cannot_write, set_size
 from moetool.release.repair.report import BadPiece, OddSize, RepairReport
 from moetool.release.repair.subject import copy_of
+from moetool.release.resume import fill_out
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing
 from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
@@ -239,11 +240,7 @@ class _Repair:
             done = min(max(0, progress.bytes_done - held), total)
             self.on_progress(replace(progress, bytes_done=done, bytes_total=total))
 
-        for path, nbytes in self.meta.file_sizes(self.scratch).items():
-            # libtorrent takes our word for pieces only of files that have their full size.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.truncate(nbytes)
+        fill_out(self.meta, self.scratch)
         try:
             outcome = swarm.download(self.meta, self.scratch, have, tell)
         except NoRoomOnDisk as error:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.errors import DigestMismatch
-from moetool.extents import Extent
+from moetool.release.pieces import cut
 from moetool.release.torrent.merkle import lifted, piece_height, root_of_layer
 from moetool.release.verify.hashing import Wanted, read_digests
 
 if TYPE_CHECKING:
-    from moetool.release.torrent.metainfo import Metainfo, TorrentFile
+    from moetool.release.torrent.metainfo import Metainfo
 
 
 def with_layers(
@@ -35,7 +35,13 @@ def with_layers(
         for file in meta.files
         if file.root and file.nbytes > meta.piece_length and file.root not in layers
     ]
-    wanted = {file.path: _wanted(file, folder, meta.piece_length) for file in lacking}
+    wanted = {
+        file.path: [
+            Wanted((extent,), "sha256-merkle")
+            for extent in cut(folder / file.path, file.nbytes, meta.piece_length)
+        ]
+        for file in lacking
+    }
     found = read_digests((want for wants in wanted.values() for want in wants), on_bytes=on_bytes)
     wrong = []
     for file in lacking:
@@ -51,10 +57,3 @@ def with_layers(
             "is not what the torrent promises", where=str(folder), findings=tuple(wrong)
         )
     return replace(meta, piece_layers=tuple(sorted(layers.items())))
-
-
-def _wanted(file: TorrentFile, folder: Path, piece_length: int) -> list[Wanted]:
-    path = folder / file.path
-    starts = range(0, file.nbytes, piece_length)
-    extents = [Extent(path, at, min(piece_length, file.nbytes - at)) for at in starts]
-    return [Wanted((extent,), "sha256-merkle") for extent in extents]

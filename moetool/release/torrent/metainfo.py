@@ -30,6 +30,9 @@ OUR_FOLDER = ".moetool"
 LEAF_NBYTES = 16_384  # BEP 52
 
 
+Part = Extent | int  # bytes of a file, or so many zeros that lie nowhere
+
+
 @dataclass(frozen=True, slots=True)
 class TorrentFile:
     """A file of a torrent; ``offset`` counts in the stream of all files that v1 pieces cut."""
@@ -139,6 +142,13 @@ def piece_claims(meta: Metainfo, folder: Path) -> Iterator[Claim]:
 
 def piece_extents(meta: Metainfo, folder: Path) -> Iterator[tuple[Extent, ...]]:
     """The bytes of each v1 piece, in order; an empty tuple where padding is a part of it."""
+    for parts in piece_parts(meta, folder):
+        on_disk = tuple(part for part in parts if isinstance(part, Extent))
+        yield on_disk if len(on_disk) == len(parts) else ()
+
+
+def piece_parts(meta: Metainfo, folder: Path) -> Iterator[tuple[Part, ...]]:
+    """What each v1 piece is made of, in order: the files one after another, cut into pieces."""
     total = sum(file.nbytes for file in meta.files)
     files = [file for file in meta.files if file.nbytes]
     first = 0
@@ -146,14 +156,15 @@ def piece_extents(meta: Metainfo, folder: Path) -> Iterator[tuple[Extent, ...]]:
         start, stop = index * meta.piece_length, min((index + 1) * meta.piece_length, total)
         while files[first].offset + files[first].nbytes <= start:
             first += 1
-        extents, padded, at = [], False, first
+        parts: list[Part] = []
+        at = first
         while at < len(files) and files[at].offset < stop:
             file = files[at]
             low, high = max(start, file.offset), min(stop, file.offset + file.nbytes)
-            padded |= file.pad
-            extents.append(Extent(folder / file.path, low - file.offset, high - low))
+            on_disk = Extent(folder / file.path, low - file.offset, high - low)
+            parts.append(high - low if file.pad else on_disk)
             at += 1
-        yield () if padded else tuple(extents)
+        yield tuple(parts)
 
 
 def _read(
