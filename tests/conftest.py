@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from moetool.arch.args import ModelArgs
 from moetool.arch.mixtral import MISTRAL, MIXTRAL
 from moetool.arch.schema import expand
+from moetool.cli.app import run as run_command_line
 from moetool.convert.plan import derive_steps
 from moetool.convert.stream import stream
 from moetool.convert.synthetic import RandomCheckpoint
@@ -92,9 +95,48 @@ def golden() -> dict:
     return json.loads((find_fixture().torrent.parent / "golden.json").read_text())
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command line left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def checked(self, code):
+        """Itself, if it ended without a traceback and with the code (if one is asked)."""
+        assert "Traceback" not in self.stderr, self.stderr
+        if code is not None:
+            assert self.returncode == code, f"{self.returncode}\n{self.stdout}\n{self.stderr}"
+        return self
+
+
 @pytest.fixture
-def moetool(tmp_path):
-    """Run the command line in its own process, as a user does."""
+def moetool(tmp_path, monkeypatch):
+    """Run the command line in this process: torch is imported once, not for each of 200 lines."""
+
+    def run(*words, cwd=tmp_path, check=None, env=None):
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            try:
+                code = run_command_line([str(word) for word in words])
+            finally:
+                signal.signal(signal.SIGTERM, on_sigterm)
+        said = (stream.buffer.getvalue().decode() for stream in (out, err))
+        return Done(code, *said).checked(check)
+
+    return run
+
+
+@pytest.fixture
+def moetool_process(tmp_path):
+    """Run the command line in its own process, for what only a process shows."""
 
     def run(*words, cwd=tmp_path, check=None, env=None):
         done = subprocess.run(
@@ -106,10 +148,7 @@ def moetool(tmp_path):
             timeout=240,
             check=False,
         )
-        assert "Traceback" not in done.stderr, done.stderr
-        if check is not None:
-            assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return Done(done.returncode, done.stdout, done.stderr).checked(check)
 
     return run
 

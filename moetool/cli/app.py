@@ -10,11 +10,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -123,9 +124,15 @@ def run(argv: list[str]) -> int:
     return code
 
 
+@functools.cache
+def _commands() -> Callable[..., object]:
+    """All commands with their options, made of the functions' signatures once and not per call."""
+    return typer.main.get_command(app)
+
+
 def _invoke(argv: list[str]) -> int:
     try:
-        app(args=argv, prog_name="moetool")
+        _commands()(args=argv, prog_name="moetool")
     except SystemExit as leaving:
         if leaving.code == Interrupted.exit_code:  # typer makes Ctrl-C an exit without a word
             raise Interrupted("interrupted", hint=_AGAIN) from leaving

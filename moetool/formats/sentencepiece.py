@@ -12,6 +12,7 @@ src/sentencepiece_model.proto, src/model_interface.cc.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ PIECE_TYPES: Final = {
     6: "byte",
 }
 
+_MORE: Final = 0x80  # the bit of a byte that says that the number goes on
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of ModelProto
 # name -> field of the trainer's spec that spells the piece, its default, the type it must have
 _SPECIALS: Final = {
@@ -41,12 +43,14 @@ _SPECIALS: Final = {
     "eos_id": (47, "</s>", "control"),
     "pad_id": (48, "<pad>", "control"),
 }
+_FLOAT: Final = struct.Struct("<f")
 _BYTE_PIECES: Final = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 _WHERE: Final = "tokenizer.model"
 _MAX_FILE: Final = 8 << 20  # Gemma's has 4 MB, Mistral's half a MB
 _MAX_PIECES: Final = 300_000
 _MAX_PIECE: Final = 1024  # bytes
+_MAX_FIELDS: Final = 4 * _MAX_PIECES  # in all messages; a piece has three
 
 Field = int | bytes
 
@@ -83,13 +87,16 @@ def read_vocabulary(raw: bytes) -> Vocabulary:
     check_count(len(raw), "bytes", _WHERE, _MAX_FILE)
     messages: list[bytes] = []
     parts: dict[int, dict[int, Field]] = {_TRAINER: {}, _NORMALIZER: {}}
-    for number, value in _fields(raw):
+    counter = itertools.count(1)
+    for number, value in _fields(raw, counter):
         if number == _PIECE and isinstance(value, bytes):
             messages.append(value)
             check_count(len(messages), "pieces", _WHERE, _MAX_PIECES)
         elif number in parts and isinstance(value, bytes):
-            parts[number].update(_fields(value))
-    entries = [_piece(message, index) for index, message in enumerate(messages)]
+            parts[number].update(_fields(value, counter))
+    entries = [
+        _piece(dict(_fields(message, counter)), index) for index, message in enumerate(messages)
+    ]
     trainer, normalizer = parts[_TRAINER], parts[_NORMALIZER]
     vocabulary = Vocabulary(
         pieces=tuple(piece for piece, _, _ in entries),
@@ -107,15 +114,16 @@ def read_vocabulary(raw: bytes) -> Vocabulary:
     return vocabulary
 
 
-def _piece(message: bytes, index: int) -> tuple[str, float, str]:
-    fields = dict(_fields(message))
-    match fields.get(1), fields.get(2, b"\0\0\0\0"), fields.get(3, 1):
-        case bytes(raw), bytes(score), int(kind) if (
-            0 < len(raw) <= _MAX_PIECE and len(score) == 4 and kind in PIECE_TYPES  # noqa: PLR2004
-        ):
-            (value,) = struct.unpack("<f", score)
-            if b"\0" not in raw and math.isfinite(value):
-                return _utf8(raw), value, PIECE_TYPES[kind]
+def _piece(fields: dict[int, Field], index: int) -> tuple[str, float, str]:
+    raw, score, kind = fields.get(1), fields.get(2, b"\0\0\0\0"), fields.get(3, 1)
+    if (
+        isinstance(raw, bytes) and 0 < len(raw) <= _MAX_PIECE and b"\0" not in raw
+        and isinstance(score, bytes) and len(score) == 4  # noqa: PLR2004
+        and isinstance(kind, int) and kind in PIECE_TYPES
+    ):  # fmt: skip
+        (value,) = _FLOAT.unpack(score)
+        if math.isfinite(value):
+            return _utf8(raw), value, PIECE_TYPES[kind]
     raise BadHeader(
         f"piece {index} is empty, longer than {_MAX_PIECE} bytes, of an unknown type, or has no "
         "finite score",
@@ -170,13 +178,16 @@ def _utf8(raw: bytes) -> str:
         raise BadHeader(f"text {shown(raw[:40])} is not UTF-8", where=_WHERE) from None
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Field]]:
+def _fields(message: bytes, counter: Iterator[int]) -> Iterator[tuple[int, Field]]:
     """The fields of a protobuf message: number and value; fixed ones stay bytes.
 
-    Of a field that must come once the last one counts, as protobuf has it.
+    Of a field that must come once the last one counts, as protobuf has it. ``counter`` counts the
+    fields of all messages: 8 MB can hold millions, and each costs a microsecond.
     """
     position, end = 0, len(message)
     while position < end:
+        if next(counter) > _MAX_FIELDS:
+            raise BadHeader(f"more than {_MAX_FIELDS} fields", where=_WHERE)
         tag, position = _varint(message, position)
         number, wire = tag >> 3, tag & 7
         match wire:
@@ -198,9 +209,11 @@ def _fields(message: bytes) -> Iterator[tuple[int, Field]]:
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
     """A number of 7 bits per byte, at most ten bytes; and the position behind it."""
+    if position < len(message) and message[position] < _MORE:  # nearly all of them
+        return message[position], position + 1
     value = 0
     for shift, byte in enumerate(message[position : position + 10]):
         value |= (byte & 0x7F) << 7 * shift
-        if byte < 0x80:  # noqa: PLR2004  # the high bit says that more follow
+        if byte < _MORE:
             return value & 0xFFFF_FFFF_FFFF_FFFF, position + shift + 1
     raise TruncatedFile(f"a number without an end at byte {position}", where=_WHERE)

@@ -17,7 +17,7 @@ def _piece(text: bytes) -> bytes:
 BOMBS = {
     "a piece of 7 MB": lambda: b"\x0a\xc5\x9f\xab\x03\x0a\xc0\x9f\xab\x03" + b"a" * 7_000_000,
     "empty pieces": lambda: b"\x0a\x00" * 4_000_000,
-    "pieces": lambda: UNKNOWN + b"".join(_piece(b"%07d" % i) for i in range(1_000_000)),
+    "pieces": lambda: UNKNOWN + b"".join(_piece(b"%06d" % i) for i in range(700_000)),
     "pieces below the count": lambda: b"".join(_piece(b"%07d" % i) for i in range(299_999)),
     "lengths of 2**63": lambda: b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
     "unknown fields": lambda: b"\xa0\x06\x00" * 2_700_000,

@@ -14,9 +14,9 @@ from moetool import __version__
 COMMANDS = ["fetch", "verify", "inspect", "convert", "smoke-test", "tiny", "demo"]
 
 
-def test_help_lists_every_command(moetool):
+def test_help_lists_every_command(moetool_process):
     """All commands are there under the names that users type."""
-    shown = moetool("--help", check=0).stdout
+    shown = moetool_process("--help", check=0).stdout
     assert all(f"  {name} " in shown for name in COMMANDS)
 
 
@@ -75,16 +75,18 @@ def test_a_full_stdout_is_a_system_fault(tiny_release):
 
 
 @pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])
-def test_a_strict_stdout_does_not_kill_a_report(encoding, moetool, tiny_release):
+def test_a_strict_stdout_does_not_kill_a_report(encoding, moetool_process, tiny_release):
     """Characters that stdout cannot take are escaped."""
-    moetool("inspect", tiny_release, env={"PYTHONIOENCODING": encoding}, check=0)
+    moetool_process("inspect", tiny_release, env={"PYTHONIOENCODING": encoding}, check=0)
 
 
-def test_no_color_wins_over_force_color(moetool, tiny_release):
+def test_no_color_wins_over_force_color(moetool_process, tiny_release):
     """NO_COLOR, then FORCE_COLOR, then the tty."""
     colours = {"NO_COLOR": "1", "FORCE_COLOR": "1"}
-    assert "\x1b" not in moetool("inspect", tiny_release, env=colours, check=0).stdout
-    forced = moetool("inspect", tiny_release, env={"FORCE_COLOR": "1", "TERM": "xterm"}, check=0)
+    assert "\x1b" not in moetool_process("inspect", tiny_release, env=colours, check=0).stdout
+    forced = moetool_process(
+        "inspect", tiny_release, env={"FORCE_COLOR": "1", "TERM": "xterm"}, check=0
+    )
     assert "\x1b[1m" in forced.stdout
 
 
