@@ -24,7 +24,7 @@ from moetool.release.fixture import find_fixture
 from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.torrent.bencode import encode
 from moetool.release.torrent.metainfo import read_torrent
-from moetool.release.torrent.session import seed
+from moetool.release.torrent.serve import seed
 
 BAR_S, BAR_NBYTES = 5.0, 16e6
 

@@ -31,7 +31,7 @@ def demo(
     command as a user would type it.
     """
     from moetool.release.fixture import find_fixture
-    from moetool.release.torrent.session import seed
+    from moetool.release.torrent.serve import seed
 
     console = Console()
     fixture = find_fixture()

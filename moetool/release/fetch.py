@@ -33,6 +33,7 @@ from moetool.release.provenance import (
 from moetool.release.resume import held_pieces, prepare
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing, no_room
+from moetool.release.torrent.download import download
 from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
 from moetool.release.torrent.session import Swarm
@@ -167,7 +168,7 @@ class _Job:
         for _ in range(ROUNDS):
             if not have or not all(have):
                 self._preflight()
-                outcome = swarm.download(self.meta, self.partial, have, self.on_progress)
+                outcome = download(swarm, self.meta, self.partial, have, self.on_progress)
                 self.payload += outcome.payload
                 self.banned += outcome.banned
             report = self._settle(self.partial)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from moetool.release.provenance import locked
-from moetool.release.torrent.session import seed
+from moetool.release.torrent.serve import seed
 
 NOWHERE = "magnet:?xt=urn:btih:" + "ab" * 20
 

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from moetool.cli.app import run
-from moetool.release.torrent.session import seed
+from moetool.release.torrent.serve import seed
 
 NOWHERE = "magnet:?xt=urn:btih:" + "ab" * 20
 

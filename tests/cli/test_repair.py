@@ -16,7 +16,7 @@ import pytest
 
 from moetool.cli.app import run as run_command
 from moetool.formats import open_checkpoint
-from moetool.release.torrent.session import seed
+from moetool.release.torrent.serve import seed
 
 WEIGHTS = "consolidated.00.pth"
 

@@ -12,7 +12,7 @@ from moetool.formats import open_checkpoint
 from moetool.release.fetch import fetch
 from moetool.release.source import resolve_source
 from moetool.release.torrent.profile import SwarmOptions
-from moetool.release.torrent.session import seed
+from moetool.release.torrent.serve import seed
 
 
 def _flip(path, at):

@@ -31,7 +31,7 @@ from moetool.release.fixture import find_fixture
 from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.provenance import locked
 from moetool.release.source import resolve_source
-from moetool.release.torrent.session import seed
+from moetool.release.torrent.serve import seed
 from moetool.release.verify.settle import Word
 
 

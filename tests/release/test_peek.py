@@ -25,7 +25,7 @@ from moetool.release.peek.torrent import PieceStore, look_into
 from moetool.release.source import resolve_source
 from moetool.release.torrent.bencode import encode
 from moetool.release.torrent.metainfo import read_torrent
-from moetool.release.torrent.session import seed
+from moetool.release.torrent.serve import seed
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from moetool.release.repair.subject import find_source
 from moetool.release.source import resolve_source
 from moetool.release.torrent.bencode import decode, encode
 from moetool.release.torrent.metainfo import read_torrent
-from moetool.release.torrent.session import Seed, seed
+from moetool.release.torrent.serve import Seed, seed
 
 WEIGHTS = "consolidated.00.pth"
 MIDDLE = 700_000

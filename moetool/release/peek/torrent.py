@@ -19,6 +19,7 @@ from moetool.extents import LocalFile
 from moetool.release.magnet import format_magnet
 from moetool.release.pieces import Piece, find_bad, pieces_of
 from moetool.release.source import Source, judge_metadata, reaching
+from moetool.release.torrent.download import single_pieces
 from moetool.release.torrent.metainfo import Metainfo, read_info
 from moetool.release.torrent.session import Swarm
 
@@ -206,8 +207,11 @@ def look_into(
         meta, folder = source.meta, Path(name)
         assert meta is not None  # judged just now, or before
         _refuse_without_layers(meta)
-        stay = swarm.single_pieces(
-            meta, folder, lambda now: on_progress(replace(now, stage="headers", bytes_total=0))
+        stay = single_pieces(
+            swarm,
+            meta,
+            folder,
+            lambda now: on_progress(replace(now, stage="headers", bytes_total=0)),
         )
         store = PieceStore(meta, folder, stay.get)
         files = TorrentFiles(store, _in_one_folder(store, is_weights))

@@ -22,9 +22,10 @@ from moetool.release.pieces import Piece, count_pieces, find_bad, pieces_of
 from moetool.release.provenance import read_recorded_torrent
 from moetool.release.source import read_torrent_file
 from moetool.release.torrent.alerts import raise_disk_errors
+from moetool.release.torrent.download import Stay
 from moetool.release.torrent.layers import with_layers
 from moetool.release.torrent.profile import SwarmOptions
-from moetool.release.torrent.session import Stay, Swarm
+from moetool.release.torrent.session import Swarm
 
 if TYPE_CHECKING:
     from moetool.release.torrent.metainfo import Metainfo

@@ -38,6 +38,7 @@ from moetool.release.repair.subject import copy_of
 from moetool.release.resume import fill_out
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing
+from moetool.release.torrent.download import download
 from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
 from moetool.release.torrent.session import Swarm
@@ -242,7 +243,7 @@ class _Repair:
 
         fill_out(self.meta, self.scratch)
         try:
-            outcome = swarm.download(self.meta, self.scratch, have, tell)
+            outcome = download(swarm, self.meta, self.scratch, have, tell)
         except NoRoomOnDisk as error:
             raise _no_room(total, self.folder) from error
         self.payload += outcome.payload

@@ -2,7 +2,11 @@
 
 bencode   the encoding, and where in the text each value stands
 metainfo  a torrent's file list, judged before any file exists; its pieces as claims
-session   the only importer of libtorrent: metadata, download, seeding
+session   the peers of one torrent; libtorrent opened and given a torrent
+download  the loop that waits for pieces
+serve     a torrent served on this machine
+create    a torrent file made of digests
+layers, merkle   the trees of v2 torrents
 profile   the settings of a session, each with its reason
 alerts    what libtorrent says while it works
 watch     when a download stands still, why, and what helps

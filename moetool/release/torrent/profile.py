@@ -20,7 +20,9 @@ _ROUTERS = (
 )
 
 # Peers of the same network are unchoked whatever the slots: so each of their requests is refused.
-_GIVE_NOTHING = {"unchoke_slots_limit": 0, "max_allowed_in_request_queue": -1}
+_GIVE_NOTHING = {
+    "unchoke_slots_limit": 0, "allowed_fast_set_size": 0, "max_allowed_in_request_queue": -1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,7 @@ def profile(options: SwarmOptions) -> dict[str, Any]:
         "stop_tracker_timeout": 1,
         "allow_multiple_connections_per_ip": any(_is_loopback(peer) for peer in options.peers),
         "alert_queue_size": 20_000,
-        **(
-            {}
-            if options.gives
-            else {
-                "unchoke_slots_limit": 0,
-                "allowed_fast_set_size": 0,
-                "max_allowed_in_request_queue": -1,
-            }
-        ),
+        **({} if options.gives else _GIVE_NOTHING),
     }
 
 

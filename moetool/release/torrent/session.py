@@ -1,4 +1,4 @@
-"""The one door to the swarm: the sessions with libtorrent, and what is done in them.
+"""A session with the peers of one torrent, and how libtorrent is opened and given a torrent.
 
 A magnet goes through two stages: metadata alone, with nothing on disk, so that the file list can
 be judged; then the download, with the pieces that are there already and were hashed by us.
@@ -7,37 +7,21 @@ Resume data are neither written nor read: libtorrent 2.1.1 believes them even of
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from moetool.errors import HostileTorrent, MetadataTimeout, SystemFault
+from moetool.errors import HostileTorrent, MetadataTimeout
 from moetool.release.magnet import Magnet, format_magnet
-from moetool.release.pieces import count_pieces
-from moetool.release.resume import fill_out
-from moetool.release.torrent.alerts import (
-    Seen,
-    progress_of,
-    raise_disk_errors,
-    raise_listen_errors,
-    stalled,
-)
-from moetool.release.torrent.metainfo import MAX_INFO_NBYTES, Metainfo, read_torrent
+from moetool.release.torrent.alerts import Seen, raise_listen_errors
+from moetool.release.torrent.metainfo import MAX_INFO_NBYTES, Metainfo
 from moetool.release.torrent.profile import SwarmOptions, profile
-from moetool.release.torrent.watch import (
-    Decision,
-    Peer,
-    Progress,
-    Sample,
-    Watchdog,
-    why_nothing_comes,
-)
+from moetool.release.torrent.watch import Peer, Progress, Sample, Watchdog, why_nothing_comes
 
 if TYPE_CHECKING:
     import libtorrent as lt
@@ -45,29 +29,6 @@ if TYPE_CHECKING:
 TICK_MS = 200  # libtorrent's wait does not return on a signal
 UTP_AFTER_S = 20.0
 CALL_AGAIN_S = 3.0
-URGENT = 7  # libtorrent's highest priority of a piece
-
-
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """What a download took: payload bytes, the peers that gave bad pieces, failed pieces."""
-
-    payload: int
-    banned: tuple[Peer, ...]
-    failed_pieces: int
-
-
-@dataclass(frozen=True, slots=True)
-class Seed:
-    """A torrent that is served, and where."""
-
-    host: str
-    port: int
-
-    @property
-    def peer(self) -> str:
-        """As ``--peer`` takes it."""
-        return f"{self.host}:{self.port}"
 
 
 class Swarm:
@@ -94,7 +55,7 @@ class Swarm:
     @cached_property
     def session(self) -> lt.session:
         """Opened when it is first needed: a release that is here already needs no network."""
-        return _session(profile(self.options))
+        return open_session(profile(self.options))
 
     def metadata(self, magnet: Magnet, on_progress: Callable[[Progress], None]) -> bytes:
         """Get the raw info dict that belongs to the info-hash; nothing is written beside it.
@@ -139,33 +100,6 @@ class Swarm:
         info = handle.torrent_file()
         assert info is not None  # the alert said so
         return bytes(info.info_section())
-
-    def download(
-        self,
-        meta: Metainfo,
-        folder: Path,
-        have: Sequence[bool],
-        on_progress: Callable[[Progress], None],
-    ) -> Downloaded:
-        """Download into ``folder`` what ``have`` does not name (a bool a piece; empty: look).
-
-        Raises:
-            NoRoomOnDisk, SystemFault: a file could not grow, or the machine said no otherwise.
-            Stalled: no piece came for the stall timeout; says why.
-        """
-        stay = Stay(self, meta, folder, on_progress)
-        stay.join(have)
-        stay.wait(lambda status: stay.seen.finished or status.is_seeding)
-        self.session.remove_torrent(stay.handle)
-        return stay.took()
-
-    def single_pieces(
-        self, meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None]
-    ) -> Stay:
-        """A torrent to be asked for pieces one by one (see `Stay.get`), into an empty folder."""
-        # Where nothing more is wanted for now, libtorrent would hang up on every seed.
-        self.session.apply_settings({"close_redundant_connections": False})
-        return Stay(self, meta, folder, on_progress, [0] * count_pieces(meta))
 
     def add(
         self, adding: lt.add_torrent_params, without: set[Peer] | frozenset[Peer] = frozenset()
@@ -217,140 +151,8 @@ class Swarm:
                 handle.connect_peer(peer)
 
 
-@dataclass(slots=True)
-class Stay:
-    """A torrent in a session; it is joined anew where libtorrent has banned a good peer.
-
-    ``priorities`` has a number for each piece, 0 where it is not asked for; None asks for all.
-    """
-
-    swarm: Swarm
-    meta: Metainfo
-    folder: Path
-    on_progress: Callable[[Progress], None]
-    priorities: list[int] | None = None
-    seen: Seen = field(init=False)
-    handle: Any = None
-    _dog: Watchdog = field(init=False)
-    _spent: int = 0  # payload bytes before it was joined anew
-    _came: int = 0
-
-    def __post_init__(self) -> None:
-        self.seen = Seen(met=set(self.swarm.met))
-        self._dog = Watchdog(self.swarm.options.stall_timeout_s, self.swarm.options.rejoin_after_s)
-
-    def join(self, have: Sequence[bool]) -> None:
-        """Add the torrent (anew): alone with the suspect, or with everybody but the guilty."""
-        import libtorrent as lt
-
-        options, dog, session = self.swarm.options, self._dog, self.swarm.session
-        adding = _load(self.meta, self.folder)
-        adding.flags = lt.torrent_flags.update_subscribe
-        adding.download_limit = options.max_down
-        if any(have):
-            adding.have_pieces = list(have)
-            fill_out(self.meta, self.folder)
-        if self.priorities is not None:
-            adding.piece_priorities = self.priorities
-        if dog.asked is not None:
-            flags = lt.torrent_flags
-            adding.flags |= flags.disable_dht | flags.disable_pex | flags.disable_lsd
-            self.handle = session.add_torrent(adding)
-            self.handle.connect_peer(dog.asked)
-            return
-        adding.trackers = list(options.trackers)
-        adding.url_seeds = list(options.web_seeds)
-        adding.banned_peers = sorted(dog.guilty)
-        adding.peers = sorted(self.seen.met - dog.guilty)
-        self.handle = self.swarm.add(adding, without=dog.guilty)
-
-    def get(self, pieces: Collection[int]) -> None:
-        """Wait until the pieces of these numbers are on disk, as libtorrent says.
-
-        Raises:
-            NoRoomOnDisk, SystemFault, Stalled: see `Swarm.download`.
-        """
-        assert self.priorities is not None  # else all pieces come at once
-        for index in pieces:
-            self.priorities[index] = URGENT
-        self.handle.prioritize_pieces(self.priorities) if self.handle else self.join(())
-        self.wait(
-            lambda status: all(status.pieces[index : index + 1] == [True] for index in pieces)
-        )
-
-    def wait(self, is_done: Callable[[lt.torrent_status], bool]) -> None:
-        """Go on until the status of the torrent is as wanted.
-
-        Raises:
-            NoRoomOnDisk, SystemFault, Stalled: see `Swarm.download`.
-        """
-        swarm, dog = self.swarm, self._dog
-        while True:
-            for alert in swarm.alerts(self.handle):
-                raise_disk_errors(alert, self.folder, self.meta)
-                self.seen.take(alert, dog)
-            status = self.handle.status()
-            sample = swarm.sample(self.handle, self.seen, banned=len(dog.banned))
-            self._came = sample.payload
-            if is_done(status):
-                return
-            self.on_progress(progress_of(status, self.meta, why_nothing_comes(sample)))
-            swarm.try_harder(self.handle, sample, dog)
-            match dog.judge(sample):
-                case Decision.GIVE_UP:
-                    raise stalled(sample, swarm.options.stall_timeout_s)
-                case Decision.QUESTION:
-                    dog.next_suspect(sample.now_s)
-                case Decision.REJOIN:
-                    dog.rejoined(sample.now_s)
-                case Decision.GO_ON:
-                    continue
-            self._spent += self._came
-            swarm.session.remove_torrent(self.handle)
-            self.join(status.pieces)
-
-    def took(self) -> Downloaded:
-        """What it took so far."""
-        banned = tuple(sorted(self._dog.banned))
-        return Downloaded(self._spent + self._came, banned, self.seen.failed_pieces)
-
-
-@contextlib.contextmanager
-def seed(torrent_file: Path, folder: Path, host: str = "127.0.0.1") -> Iterator[Seed]:
-    """Serve a torrent whose files lie directly in ``folder``, until the context is left.
-
-    No DHT, no trackers, no other address than ``host``.
-
-    Raises:
-        SystemFault: the address cannot be listened on.
-    """
-    import libtorrent as lt
-
-    settings = {
-        **profile(SwarmOptions(dht=False)),
-        "listen_interfaces": f"{host}:0",
-        "enable_incoming_tcp": True,
-        "unchoke_slots_limit": -1,
-        "allow_multiple_connections_per_ip": True,
-    }
-    session = _session(settings)
-    adding = _load(read_torrent(torrent_file.read_bytes()), folder)
-    adding.flags = lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
-    adding.trackers = []
-    session.add_torrent(adding)
-    deadline = time.monotonic() + 10
-    while not session.is_listening() and time.monotonic() < deadline:
-        session.wait_for_alert(TICK_MS)
-        session.pop_alerts()
-    if not session.is_listening():
-        raise SystemFault("cannot listen for peers", where=host)
-    try:
-        yield Seed(host, session.listen_port())
-    finally:
-        session.pause()
-
-
-def _session(settings: dict[str, Any]) -> lt.session:
+def open_session(settings: dict[str, Any]) -> lt.session:
+    """A session with these settings, its files written and read without a map of memory."""
     import libtorrent as lt
 
     params = lt.session_params()
@@ -368,7 +170,7 @@ def _session(settings: dict[str, Any]) -> lt.session:
     return lt.session(params)
 
 
-def _load(meta: Metainfo, folder: Path) -> lt.add_torrent_params:
+def load(meta: Metainfo, folder: Path) -> lt.add_torrent_params:
     """What libtorrent makes of the torrent, with the files directly in ``folder``.
 
     Raises:
