@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from moetool.release.pieces import count_pieces
 from moetool.release.resume import fill_out
 from moetool.release.torrent.alerts import Seen, progress_of, raise_disk_errors, stalled
-from moetool.release.torrent.metainfo import Metainfo
 from moetool.release.torrent.session import Swarm, load
 from moetool.release.torrent.watch import Decision, Peer, Progress, Watchdog, why_nothing_comes
 
 if TYPE_CHECKING:
     import libtorrent as lt
+
+    from moetool.release.torrent.metainfo import Metainfo
 
 URGENT = 7  # libtorrent's highest priority of a piece
 
