@@ -6,6 +6,7 @@
     spreads, fits                      scales by a block's extremes, and by search
     exact, quicker, compiled           float32 as C computes it; the same as compiled loops
     importance                         what an error in each weight counts
+    compare                            how far stored weights are from those they were made of
 
 A module is named by its type; its docstring draws the block. ``decode`` takes blocks as uint8
 ``[B, bytes]`` and gives float32 ``[B, weights]``, ``encode`` the reverse, both the very bits that

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.quant.bits import half_bytes, halves
+from moetool.quant.bits import halves
 from moetool.quant.spreads import by_largest
 
 if TYPE_CHECKING:
@@ -27,5 +27,4 @@ def encode(block_BN: Tensor, _weight_BN: Tensor | None = None) -> Tensor:
 
     The largest weight decides the scale, whatever the weights count.
     """
-    q_BN, d_B = by_largest(block_BN)
-    return torch.cat((half_bytes(d_B), q_BN.view(torch.uint8)), 1)
+    return by_largest(block_BN)

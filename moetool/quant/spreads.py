@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetool.quant.bits import half_bytes
 from moetool.quant.exact import first_extreme, first_minimum
 from moetool.quant.quicker import or_compiled
 
@@ -22,13 +23,16 @@ if TYPE_CHECKING:
 
 
 @or_compiled
-def by_largest(block_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels int8 ``[B, 32]`` of both signs, halves away from zero, and the scale ``[B]``."""
+def by_largest(block_BN: Tensor) -> Tensor:
+    """Blocks uint8 ``[B, 34]``: the scale as f16, then levels of both signs, halves away from 0.
+
+    As they are stored and not in two parts: to join them would cost as much as to find them.
+    """
     d_B = block_BN.abs().amax(1) / 127
     v_BN = block_BN * _inverse(d_B)[:, None]
     whole_BN = v_BN.trunc()
     q_BN = whole_BN + (2 * (v_BN - whole_BN)).trunc()
-    return q_BN.int().to(torch.int8), d_B
+    return torch.cat((half_bytes(d_B), q_BN.int().to(torch.int8).view(torch.uint8)), 1)
 
 
 @or_compiled

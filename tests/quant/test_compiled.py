@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-from moetool.quant import encode, fits, quicker, spreads
+from moetool.quant import compare, encode, fits, quicker, spreads
 from moetool.quant.fits import IMPORTANCE_GRID, Grid
 from moetool.quant.importance import weigh
 from moetool.tensors import DType
@@ -18,7 +19,6 @@ needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is no
 ROWS, COLUMNS = 3, 512
 
 SPREADS = {
-    "by_largest": [()],
     "by_extreme": [(8,), (16,)],
     "by_range": [(15,), (31,)],
 }
@@ -70,10 +70,10 @@ def test_every_twin_is_tried_here():
     from moetool.quant import compiled
 
     found = {
-        name for module in (fits, spreads) for name, member in vars(module).items()
+        name for module in (compare, fits, spreads) for name, member in vars(module).items()
         if hasattr(member, "__wrapped__")
     }  # fmt: skip
-    tried = {"signed", "refined", "with_minimum", "stored_levels"}
+    tried = {"by_largest", "signed", "refined", "with_minimum", "stored_levels", "sums_of"}
     assert found == set(compiled.__all__) == {*SPREADS, *tried}
 
 
@@ -85,6 +85,37 @@ def test_spreads(name):
         plain, twin = both(getattr(spreads, name), blocks, *args)
         groups = ROWS * COLUMNS // 32
         assert_same((plain[0].T, *plain[1:]), (twin[0].T, *twin[1:]), groups)
+
+
+@needs_numba
+@pytest.mark.parametrize("n_blocks", [None, 1, 127, 128, 129])
+def test_by_largest(n_blocks):
+    blocks = all_families(ROWS, COLUMNS).view(-1, 32)[:n_blocks]
+    plain, twin = both(spreads.by_largest, blocks)
+    assert_same(plain.T, twin.T, ROWS * COLUMNS // 32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_weights", [1, 1023, 1024, 5000])
+def test_sums(name, n_weights):
+    """Those of float64, whatever the weights; the largest difference to the bit."""
+    x = family(name, 10, COLUMNS).flatten()[:n_weights]
+    made = x * 1.01 + 1e-30
+    off = made - x
+    expected = [float(a.double() @ b.double()) for a, b in ((x, x), (off, off), (off, x))]
+    *sums, largest = compare.compared(x, made)
+    assert sums == pytest.approx(expected, rel=1e-5, abs=1e-37)
+    assert largest == float(off.abs().max())
+
+
+@needs_numba
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_sums_of_what_is_no_number_are_none(wrong):
+    x = torch.ones(5000)
+    made = x.clone()
+    made[4321] = wrong
+    for found in (*both(compare.sums_of, x, made), compare.compared(x, made)):
+        assert not math.isfinite(found[-1])
 
 
 @needs_numba

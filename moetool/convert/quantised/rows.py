@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from moetool.convert.casts import Tally
     from moetool.convert.ops import Cast
-    from moetool.tensors import Buffer, DType, TensorInfo
+    from moetool.tensors import Buffer, TensorInfo
 
 _LARGEST_HALF = 65504.0
 
@@ -111,42 +111,30 @@ def _quantise(piece: bytearray, columns: int, cast: Cast, importance: torch.Tens
     import torch
 
     from moetool.convert.stream import to_torch
-    from moetool.quant import encode
+    from moetool.quant import decode, encode
 
     rows = to_torch(piece, cast.source, (-1, columns)).float()
-    square = float(torch.dot(rows.flatten(), rows.flatten()))
-    if not math.isfinite(square):
+    if not math.isfinite(float(torch.dot(rows.flatten(), rows.flatten()))):
         n_nan, n_inf = int(rows.isnan().sum()), int(rows.isinf().sum())
         if n_nan or n_inf:
             return _Made(unfit=Unfit(n_nan, n_inf))
-    stored = encode(rows, cast.target, importance)
+    stored = encode(rows, cast.target, importance).flatten()
     content = bytearray(stored.numel())
-    torch.frombuffer(content, dtype=torch.uint8).copy_(stored.flatten())
-    error, n_beyond = _error(rows.flatten(), stored.flatten(), cast.target, square)
+    torch.frombuffer(content, dtype=torch.uint8).copy_(stored)
+    error, n_beyond = _error(rows.flatten(), decode(stored, cast.target))
     return _Made(content, error, Unfit(n_beyond=n_beyond))
 
 
-def _error(
-    x: torch.Tensor, stored: torch.Tensor, dtype: DType, square: float
-) -> tuple[BlockError, int]:
+def _error(x: torch.Tensor, made: torch.Tensor) -> tuple[BlockError, int]:
     """The error of a piece; and how many weights are lost, for they or others are too large."""
-    import torch
+    from moetool.quant.compare import compared
 
-    from moetool.quant import decode
-
-    off = decode(stored, dtype).sub_(x)
-    low, high = torch.aminmax(off)
-    off_square, along = float(torch.dot(off, off)), float(torch.dot(off, x))
-    finite = math.isfinite(float(high - low))
-    if finite and not (math.isfinite(square) and math.isfinite(off_square + along)):
-        wide, far = x.double(), off.double()  # squares of large weights are beyond float32
-        pairs = ((wide, wide), (far, far), (far, wide))
-        square, off_square, along = (float(torch.dot(a, b)) for a, b in pairs)
+    square, off_square, along, largest = compared(x, made)
     product = square + along  # of x and x + off
-    largest = max(-float(low), float(high))
     made_square = product + along + off_square
     error = BlockError(x.numel(), square, off_square, made_square, product, largest)
     if largest <= _LARGEST_HALF / 2:  # false where it is NaN
         return error, 0
+    off = made - x
     huge = (x.abs() > _LARGEST_HALF) & (off.abs() > x.abs() / 2)
     return error, int((huge | ~off.isfinite()).sum())

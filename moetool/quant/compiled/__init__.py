@@ -1,4 +1,4 @@
-"""What `spreads` and `fits` compute, as compiled loops: the same bits, several times as fast.
+"""What `spreads`, `fits` and `compare` compute, as compiled loops: the same bits, much faster.
 
 torch takes one pass over memory for each operation; here all of a search is done while its weights
 are in the first cache. The inner loops run over groups that stand side by side, so the compiler
@@ -7,6 +7,7 @@ reordered (no fastmath): that is what the equality of bits rests on. It needs nu
 extra; each function is compiled when it is first called, and kept on disk.
 """
 
+from moetool.quant.compiled.compare import sums_of
 from moetool.quant.compiled.fits import refined, signed, stored_levels, with_minimum
 from moetool.quant.compiled.spreads import by_extreme, by_largest, by_range
 
@@ -17,5 +18,6 @@ __all__ = [
     "refined",
     "signed",
     "stored_levels",
+    "sums_of",
     "with_minimum",
 ]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from moetool.quant.bits import half_bytes
 from moetool.quant.compiled.loops import F, Floats, Levels, compiled, inlined
 
+TILE = 128  # blocks of float32: they stay in a first cache of 32 KiB
 
-def by_largest(block_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+def by_largest(block_BN: torch.Tensor) -> torch.Tensor:
     """See `moetool.quant.spreads.by_largest`."""
-    q_BN = torch.empty_like(block_BN, dtype=torch.int8)
+    stored_BS = torch.empty((len(block_BN), 34), dtype=torch.uint8)
     d_B = block_BN.new_empty(len(block_BN))
-    _by_largest(block_BN.contiguous().numpy(), q_BN.numpy(), d_B.numpy())
-    return q_BN, d_B
+    _by_largest(block_BN.contiguous().numpy(), stored_BS.numpy(), d_B.numpy())
+    stored_BS[:, :2] = half_bytes(d_B)
+    return stored_BS
 
 
 def by_extreme(block_BN: torch.Tensor, half: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,15 +53,31 @@ def _largest(x: Floats) -> F:
 
 
 @compiled()
-def _by_largest(blocks: Floats, q_out: Levels, d_out: Floats) -> None:
+def _by_largest(blocks: Floats, stored: Levels, d_out: Floats) -> None:
+    for first in range(0, len(blocks), TILE):
+        x, d = blocks[first : first + TILE], d_out[first : first + TILE]
+        _scales(x, d)
+        _signed_levels(x, d, stored[first : first + TILE, 2:])
+
+
+@compiled()
+def _scales(blocks: Floats, d: Floats) -> None:
     for b in range(len(blocks)):
-        x, q = blocks[b], q_out[b]
-        d_out[b] = _largest(x) / F(127)
-        inverse = _inverse(d_out[b])
-        for j in range(len(x)):
-            v = x[j] * inverse
+        most = F(0)
+        for j in range(32):
+            size = abs(blocks[b, j])
+            most = size if size > most else most  # noqa: FURB136  # max asks for NaN: slow
+        d[b] = most / F(127)
+
+
+@compiled()
+def _signed_levels(blocks: Floats, d: Floats, q: Levels) -> None:
+    for b in range(len(blocks)):
+        inverse = _inverse(d[b])
+        for j in range(32):
+            v = blocks[b, j] * inverse
             whole = np.int32(v)
-            q[j] = np.int8(whole + np.int32(F(2) * (v - F(whole))))
+            q[b, j] = np.uint8(np.int32(whole + np.int32(F(2) * (v - F(whole)))))
 
 
 @compiled()
