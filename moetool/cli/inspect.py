@@ -95,7 +95,7 @@ def _local(
             checkpoint.catalog,
             checkpoint.directory,
             checkpoint.path,
-            {file.name: file.stat().st_size for file in checkpoint.files},
+            {path.name: source.nbytes for path, source in checkpoint.sources.items()},
             context=context,
             tensors=tensors,
         )

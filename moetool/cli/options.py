@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.errors import UsageFault
+from moetool.joined import parts_of
 
 if TYPE_CHECKING:
     from moetool.cli.console import Console
@@ -28,7 +29,7 @@ JsonOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_WEIGHTS = ("*.pth", "*.pt", "*.safetensors", "*.safetensors.index.json", "*.gguf")
+_WEIGHTS = ("*.pth", "*.pt", "*.safetensors", "*.safetensors.index.json", "*.gguf", "*.pth-split0")
 
 
 def parse_size(text: str | None, option: str) -> int | None:
@@ -53,7 +54,7 @@ def resolve(path: Path | None, console: Console) -> Path:
         UsageFault: nothing was given and nothing can be found.
     """
     if path is not None:
-        if not path.exists():
+        if not path.exists() and not parts_of(path):
             raise UsageFault("no such file or folder", where=str(path))
         return path
     from moetool.release import last_fetched

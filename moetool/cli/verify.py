@@ -120,8 +120,9 @@ def catalogs_of(
     A damaged header must not keep the digests from being checked: they say what is damaged.
     """
     from moetool.formats import open_checkpoint
+    from moetool.joined import status_of
 
-    if not any(file.suffix in WEIGHTS and file.exists() for file in files):
+    if not any(file.suffix in WEIGHTS and status_of(file) for file in files):
         return [], ()
     try:
         with open_checkpoint(path) as checkpoint:

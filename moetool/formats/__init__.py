@@ -7,6 +7,7 @@
     sentencepiece                      the vocabulary in tokenizer.model
     directory merge                    which files make one checkpoint
     remote                             the headers of one that is elsewhere
+    arriving                           one whose files are still coming
     rules output                       what all of them share
 
 Readers take a `ByteSource`; only this module and `directory` open files.
@@ -18,7 +19,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from moetool.errors import MoetoolError, UsageFault
-from moetool.extents import LocalFile
 from moetool.formats import gguf, pth, safetensors
 from moetool.formats.directory import find_files
 from moetool.formats.gguf_types import TENSOR_TYPES
@@ -27,13 +27,16 @@ from moetool.formats.merge import merge
 from moetool.formats.pth_writer import PthSink
 from moetool.formats.safetensors import SafetensorsSink
 from moetool.formats.unpickler import STORAGE_DTYPES
+from moetool.joined import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
+    from moetool.extents import LocalFile
     from moetool.formats.output import OutputFile
+    from moetool.joined import JoinedFile
     from moetool.tensors import Catalog, DType, Sink, TensorInfo
 
 __all__ = ["FileCheckpoint", "can_hold", "create", "open_checkpoint", "read_part"]
@@ -49,22 +52,30 @@ class FileCheckpoint:
     """A `Checkpoint` in files that stay open until `close`.
 
     ``path`` is what was asked for, ``directory`` where params.json, config.json and
-    tokenizer.model lie.
+    tokenizer.model lie. ``pinned``: no byte is given out that was not compared with a publisher's
+    digest before, so the times of the files say nothing; they may be those of a download.
     """
 
-    __slots__ = ("catalog", "directory", "path", "sources")
+    __slots__ = ("catalog", "directory", "path", "pinned", "sources")
 
     def __init__(
-        self, path: Path, catalog: Catalog, sources: Mapping[Path, LocalFile], directory: Path
+        self,
+        path: Path,
+        catalog: Catalog,
+        sources: Mapping[Path, LocalFile | JoinedFile],
+        directory: Path,
+        *,
+        pinned: bool = False,
     ) -> None:
         self.path = path
         self.catalog = catalog
         self.sources = sources
         self.directory = directory
+        self.pinned = pinned
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The weight files, in order."""
+        """The weight files, in order; one that was cut in parts is named as the whole."""
         return tuple(self.sources)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -122,7 +133,10 @@ def open_checkpoint(path: Path) -> FileCheckpoint:
     file_set = find_files(path)
     reader = _READERS[file_set.format]
     with ExitStack() as opened:
-        sources = {file: opened.enter_context(LocalFile(file)) for file in file_set.files}
+        sources: dict[Path, LocalFile | JoinedFile] = {}
+        for file in file_set.files:
+            sources[file] = open_file(file)
+            opened.callback(sources[file].close)
         catalog = merge(file_set, [reader(source) for source in sources.values()])
         opened.pop_all()
     return FileCheckpoint(path, catalog, sources, file_set.directory)
@@ -138,7 +152,7 @@ def read_part(path: Path, file_format: str) -> tuple[Catalog, int]:
         Refused: malformed or hostile.
         ReadFailed: the machine could not read.
     """
-    with LocalFile(path) as source:
+    with open_file(path) as source:
         match file_format:
             case "safetensors":
                 return safetensors.read_part(source)

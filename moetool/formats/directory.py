@@ -2,6 +2,7 @@
 
     consolidated.00.pth  consolidated.01.pth ...       disjoint keys, numbered without a gap
     consolidated.00.pt   consolidated.01.pt ...        likewise (Mistral's hub upload)
+    consolidated.00.pth-split0 ... -split10            one file cut in parts (see `moetool.joined`)
     consolidated.safetensors
     consolidated-00001-of-00003.safetensors ...
     model.safetensors
@@ -26,13 +27,13 @@ from moetool.extents import LocalFile
 from moetool.formats import strict_json
 from moetool.formats.rules import shown
 from moetool.formats.safetensors import read_index
+from moetool.joined import open_file, parts_of, whole_name
 
 INDEX: Final = "model.safetensors.index.json"
 _SUFFIXES: Final = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors", ".gguf": "gguf"}
 _MAGICS: Final = {b"PK\x03\x04": "pth", b"\x80\x02\x8a\x0a": "pth", b"GGUF": "gguf"}
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>\w+)")
 _HF_SHARD: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_SPLIT_UPLOAD: Final = re.compile(r"consolidated\.\d{2}\.pth-split\w+")
 
 # Label of the form -> what the names of its files look like. A GGUF split is found by its names.
 _FORMS: Final = {
@@ -91,13 +92,14 @@ def survey_files(path: Path, promised: Iterable[str] = ()) -> FileSet:
     """
     if path.is_dir():
         return _in_directory(path, frozenset(promised))
-    is_promised = path.name in promised
-    if not is_promised and not os.path.lexists(path):
+    whole = whole_name(path.name)
+    if whole is not None:  # any part stands for all, as the folder does
+        return survey_files(path.with_name(whole), promised)
+    is_promised = path.name in _joined(promised)
+    if not is_promised and not os.path.lexists(path) and not parts_of(path):
         raise UsageFault("no such file or directory", where=str(path))
     if path.name.endswith(".index.json"):
         return _indexed(path)
-    if _SPLIT_UPLOAD.fullmatch(path.name):
-        raise _split_upload(path.parent, [path.name])
     shard = _SHARD.fullmatch(path.name)
     if shard and shard["suffix"] == "gguf":
         if int(shard["number"]) != 1:
@@ -115,6 +117,7 @@ def survey_files(path: Path, promised: Iterable[str] = ()) -> FileSet:
 
 def is_weight_file(name: str) -> bool:
     """Whether a file of that name can be of a checkpoint: its suffix is a format's."""
+    name = whole_name(name) or name
     return Path(name).suffix in _SUFFIXES or name.endswith(".index.json")
 
 
@@ -123,7 +126,7 @@ def _format(path: Path) -> str:
     known = _SUFFIXES.get(path.suffix)
     if known is not None:
         return known
-    with LocalFile(path) as file:
+    with open_file(path) as file:
         head = file.pread(0, min(9, file.nbytes))
     if head[8:9] == b"{":
         return "safetensors"
@@ -160,7 +163,8 @@ def _in_directory(directory: Path, promised: frozenset[str]) -> FileSet:
         here = set(os.listdir(directory))  # noqa: PTH208  # 100,000 names need no Path each
     except OSError as error:
         raise ReadFailed(error.strerror or "cannot be listed", where=str(directory)) from error
-    names = sorted(here | promised)
+    here = _joined(here) - _joined(promised - here)  # a whole is here when all its parts are
+    names = sorted(here | _joined(promised))
     present = {
         form: found
         for form, pattern in _FORMS.items()
@@ -180,6 +184,11 @@ def _in_directory(directory: Path, promised: frozenset[str]) -> FileSet:
         where=str(directory),
         hint="give the file you mean instead of the directory",
     )
+
+
+def _joined(names: Iterable[str]) -> set[str]:
+    """The names, each whole in place of its parts."""
+    return {whole_name(name) or name for name in names}
 
 
 def _expected(form: str, found: list[str], directory: Path) -> list[str]:
@@ -235,9 +244,6 @@ def _refuse_beyond(beyond: set[str], where: str) -> None:
 
 
 def _nothing(directory: Path, names: list[str]) -> Refused:
-    pieces = [name for name in names if _SPLIT_UPLOAD.fullmatch(name)]
-    if pieces:
-        return _split_upload(directory, pieces)
     if any(_HF_SHARD.fullmatch(name) for name in names):
         return BadHeader(
             f"holds shards without {INDEX}", where=str(directory), hint="fetch the index as well"
@@ -248,13 +254,4 @@ def _nothing(directory: Path, names: list[str]) -> Refused:
         f"no checkpoint of a known form in this directory{seen}",
         where=str(directory),
         hint="give the file itself" if weights else "give a checkpoint's file or directory",
-    )
-
-
-def _split_upload(directory: Path, pieces: list[str]) -> Refused:
-    whole = pieces[0].partition("-split")[0]
-    return Refused(
-        f"{shown(pieces[0])} is a piece of an upload that was cut",
-        where=str(directory),
-        hint=f"join the pieces in numeric order: cat $(ls {whole}-split* | sort -V) > {whole}",
     )

@@ -33,11 +33,12 @@ _MAX_SMALL = 4096  # bytes of byteorder, version and their like
 _SMALL = {"byteorder": frozenset({"little"}), "version": frozenset({"2", "3"})}
 
 
-def read_catalog(source: ByteSource, *, far: bool = False) -> Catalog:
+def read_catalog(source: ByteSource, *, far: bool = False, claimed: bool = False) -> Catalog:
     """Read which tensors a torch.save file holds and where; no weight is read.
 
     ``far``: the bytes come over a network, so the local zip headers between the weights are left
-    unread. The places of the weights are then assumed, and nothing is claimed of them.
+    unread. The places of the weights are then assumed, and nothing is claimed of them, unless
+    ``claimed``: for who reads the weights as well, and all headers once they are here.
 
     Raises:
         UnsafePickle: the pickle asks for more than tensors in a dictionary.
@@ -64,8 +65,8 @@ def read_catalog(source: ByteSource, *, far: bool = False) -> Catalog:
         tensors[name] = check_info(name, tensor.storage.dtype, tensor.shape, where)
         extents[name] = _extent(source, members, tensors[name], tensor)
     _check_one_dtype_per_storage(stored, where)
-    claimed = () if far else members.values()
-    claims = tuple(_claim(source, member) for member in claimed if member.nbytes)
+    settled = () if far and not claimed else members.values()
+    claims = tuple(_claim(source, member) for member in settled if member.nbytes)
     return Catalog("pth", tensors, extents, metadata, claims)
 
 

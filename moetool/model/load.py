@@ -27,6 +27,7 @@ from moetool.convert.plan import BLOCKS, Step, derive_steps
 from moetool.convert.stream import stream, torch_dtype, values_of
 from moetool.errors import NotEnoughMemory, Refused
 from moetool.extents import Extent, drop_from_cache
+from moetool.joined import on_disk
 from moetool.model.device import available_nbytes
 from moetool.model.kernels import stay_packed
 from moetool.model.packed import STORED, Packed
@@ -221,7 +222,8 @@ class WeightStore:
         """Leave nothing of what was read in the page cache."""
         for part in step.parts:
             whole, (start, stop) = self._checkpoint.catalog.extents[part.source], part.byte_range
-            drop_from_cache(Extent(whole.path, whole.offset + start, stop - start))
+            for place in on_disk(Extent(whole.path, whole.offset + start, stop - start)):
+                drop_from_cache(place)
 
 
 def open_weights(

@@ -216,14 +216,21 @@ def test_shards_without_their_index_are_refused(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_a_cut_upload_is_to_be_joined(tmp_path):
-    """Some mirrors cut the 93 GB file; sorting by letters would join -split10 before -split2."""
-    for number in (0, 1, 10):
-        (tmp_path / f"consolidated.00.pth-split{number}").write_bytes(b"x")
-    for path in (tmp_path, tmp_path / "consolidated.00.pth-split1"):
-        with pytest.raises(Refused, match="upload that was cut") as caught:
-            open_checkpoint(path)
-        assert "sort -V) > consolidated.00.pth" in caught.value.hint
+def test_a_cut_upload_is_read_as_one_file(tmp_path):
+    """Some mirrors cut the 93 GB file; a listing sorts -split10 before -split2."""
+    whole = put(tmp_path / "consolidated.00.pth", "a", "b")
+    content = whole.read_bytes()
+    names = names_of(tmp_path)[0]
+    whole.unlink()
+    for number in range(12):
+        start, stop = (len(content) * n // 12 for n in (number, number + 1))
+        (tmp_path / f"consolidated.00.pth-split{number}").write_bytes(content[start:stop])
+    for path in (tmp_path, tmp_path / "consolidated.00.pth-split3", whole):
+        assert names_of(path)[0] == names
+    (tmp_path / "consolidated.00.pth-split10").unlink()
+    with pytest.raises(Refused, match="not complete") as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.findings == ("missing: consolidated.00.pth-split10",)
 
 
 def test_a_directory_without_a_checkpoint_says_what_it_holds(tmp_path):

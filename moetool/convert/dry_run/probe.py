@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from moetool.convert.execute.room import existing_parent
 from moetool.convert.plan import BLOCKS, QUANTISED_NUMEL, QUANTISERS
+from moetool.extents import Extent
+from moetool.joined import on_disk, parts_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.convert.plan import Plan
-    from moetool.extents import Extent
     from moetool.tensors import DType
 
 BLOCK = 4 << 20  # bytes read or written at a time
@@ -48,7 +49,8 @@ def measure(extents: Sequence[Extent], out: Path) -> Speeds:
     read, hashed = read_speeds(extents)
     written = _write(where)
     files = {extent.path for extent in extents}
-    devices = {path.stat().st_dev for path in files if path.exists()}
+    places = {place for path in files for place in parts_of(path) or (path,)}
+    devices = {path.stat().st_dev for path in places if path.exists()}
     seconds = time.perf_counter() - began
     return Speeds(read, hashed, written, where.stat().st_dev in devices, seconds)
 
@@ -99,11 +101,11 @@ def read_speeds(extents: Sequence[Extent]) -> tuple[float | None, float | None]:
     n_read, reading, hashing = 0, 0.0, 0.0
     try:
         for extent, offset in _places(extents):
-            with extent.path.open("rb", buffering=0) as file:
-                nbytes = min(BLOCK, extent.end - offset)
-                os.posix_fadvise(file.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+            place = next(on_disk(Extent(extent.path, offset, min(BLOCK, extent.end - offset))))
+            with place.path.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), place.offset, place.nbytes, os.POSIX_FADV_DONTNEED)
                 began = time.perf_counter()
-                block = os.pread(file.fileno(), nbytes, offset)
+                block = os.pread(file.fileno(), place.nbytes, place.offset)
                 read = time.perf_counter()
                 hashlib.sha256(block)
                 hashing += time.perf_counter() - read

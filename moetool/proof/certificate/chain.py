@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from moetool.joined import status_of
 from moetool.proof.certificate.link import Link
 from moetool.proof.certificate.record import read_record
 from moetool.release.manifest import list_claims, post_claim
@@ -108,7 +109,8 @@ def _lineage(subject: Subject, root: str) -> Iterator[Link]:
 def _listed(subject: Subject) -> dict[str, list[str]]:
     """What RELEASE and the post say of files, by name."""
     folder = subject.folder
-    sizes = {path: path.stat().st_size for path in subject.files if path.is_file()}
+    there = {path: status_of(path) for path in subject.files}
+    sizes = {path: status.nbytes for path, status in there.items() if status}
     claims = [*list_claims(folder, sizes)]
     if subject.release_md5:
         claims += post_claim(folder, sizes, subject.release_md5)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from moetool.errors import ReadFailed
-from moetool.extents import Extent, LocalFile
+from moetool.extents import Extent
+from moetool.joined import open_file
 from moetool.release.verify.digests import HASHES, Hash
 
 BLOCK_NBYTES = 1 << 20  # larger reads leave the cache between the cores' hashes and are slower
@@ -263,7 +264,7 @@ def _read(
     """Hand the bytes of an extent to the lanes, at position ``at`` of the stream."""
     end = at + extent.nbytes
     try:
-        source = LocalFile(extent.path)
+        source = open_file(extent.path)
     except ReadFailed as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
         trouble = Trouble.SHORT if missing else Trouble.UNREADABLE

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool import __version__
+from moetool.joined import Joins
 from moetool.release.manifest import Release, known_claims, list_claims, post_claim
 from moetool.release.torrent.metainfo import Metainfo, claims
 from moetool.release.verify.settle import FileVerdict, VerifyReport, Word
@@ -35,6 +36,18 @@ def references(
     """
     promised = meta.file_sizes(folder) if meta else {}
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()} | promised
+    joins = Joins(dict.fromkeys(sizes) | promised)
+    found = _references(folder, meta, sizes | joins.wholes, release, release_md5)
+    yield from map(joins.claim, found)
+
+
+def _references(
+    folder: Path,
+    meta: Metainfo | None,
+    sizes: Mapping[Path, int],
+    release: Release | None,
+    release_md5: str | None,
+) -> Iterator[Claim]:
     if meta:
         yield from claims(meta, folder)
     yield from list_claims(folder, sizes)

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from moetool.errors import InTheWay
 from moetool.extents import Claim, Digest, Extent
+from moetool.joined import status_of
 from moetool.release.verify.coverage import Range, Tally, subtract, suspects, tally
 from moetool.release.verify.hashing import Computed, Trouble, Wanted, read_digests
 
@@ -156,11 +157,8 @@ def settle(
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    status = status_of(path)
+    return None if status is None else (status.nbytes, status.mtime_ns, status.inode)
 
 
 def _refuse_changed(before: Mapping[Path, tuple[int, int, int] | None]) -> None:

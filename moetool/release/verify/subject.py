@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moetool.errors import ReadFailed, Refused
+from moetool.joined import Joins, parts_of, status_of, whole_name
 from moetool.release.manifest import Release, by_info_hash, known_releases
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.source import read_torrent_file
@@ -34,7 +35,7 @@ class Subject:
     @property
     def nbytes(self) -> int:
         """The bytes that a pass over the files reads."""
-        return sum(path.stat().st_size for path in self.files if path.exists())
+        return sum(found.nbytes for found in map(status_of, self.files) if found)
 
 
 def find_subject(
@@ -50,6 +51,7 @@ def find_subject(
         Refused: a FIFO, a socket, a device, or more files than a release has.
         HostileTorrent: the torrent is refused.
     """
+    path = path.with_name(whole_name(path.name) or path.name)  # a part stands for all of them
     path = path.absolute()  # extents of one file are told apart by their paths
     folder = path if path.is_dir() else path.parent
     meta = _find_torrent(folder, torrent)
@@ -61,6 +63,7 @@ def find_subject(
         files |= promised
     else:
         files = {file: promised.get(file) for file in files}
+    files = Joins(files).files(files)
     recorded = (origin.release_md5 if origin else None) or (
         release.release_md5 if release else None
     )
@@ -91,7 +94,7 @@ def _named(name: str) -> Release | None:
 
 def _regular_files(path: Path) -> list[Path]:
     if not path.is_dir():
-        return [path]
+        return [*parts_of(path)] or [path]
     found: list[Path] = []
     for item in sorted(path.rglob("*")):
         if OUR_FOLDER in item.relative_to(path).parts or item.is_dir():
