@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetool.cli import fetch_convert
 from moetool.cli.console import Console, duration, safe, size
 from moetool.cli.options import JsonOption, QuietOption
 from moetool.errors import Interrupted, UsageFault
@@ -70,13 +71,25 @@ def fetch(
     timeout: TimeoutOption = None,
     no_dht: NoDhtOption = False,
     release_md5: ReleaseMd5Option = None,
+    convert: fetch_convert.ConvertOption = None,
+    convert_out: fetch_convert.ConvertOutOption = None,
+    keep: fetch_convert.KeepOption = True,
+    layout: fetch_convert.LayoutOption = None,
+    dtype: fetch_convert.DtypeOption = "keep",
+    max_shard_size: fetch_convert.ShardSizeOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Download a release from its swarm and prove every byte of it."""
+    """Download a release from its swarm and prove every byte of it.
+
+    With --convert it is converted while it comes: the bytes are those of a conversion afterwards.
+    """
     from moetool.release.source import resolve_source
 
     console = Console(json, quiet)
+    wish = fetch_convert.ConvertWords(
+        convert, convert_out, keep, layout, dtype, max_shard_size
+    ).wish()
     found = resolve_source(source)
     if release_md5:
         found = replace(found, release_md5=digits(release_md5))
@@ -84,6 +97,10 @@ def fetch(
         found.magnet.web_seeds if web_seeds else (), tracker, peer, port, max_down, timeout, no_dht
     )
     _tell_source(console, found, options.web_seeds)
+    if wish is not None:
+        both = fetch_convert.run(console, found, out, wish, options)
+        console.result(both, lambda: fetch_convert.render(console, both))
+        return
     report = _run(console, found, out, options)
     console.result(report, lambda: _render(console, report))
 

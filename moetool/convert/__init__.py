@@ -5,6 +5,7 @@ stream.py    run a step, a chunk at a time; casts.py: what its cast changed
 job.py       one conversion from end to end; targets.py: what can be asked for
 sidecars.py  config.json, tokenizer files and headers beside the weights
 quantised/   a type for each tensor of a GGUF, and rows as blocks of it
+arriving/    a conversion of what is still being fetched
 dry_run/     what a job would do, also with a source that is not complete yet
 execute/     the files, durably: stopped anywhere, the same command goes on
 """

@@ -17,8 +17,8 @@ from moetool.arch.schema import expand
 from moetool.convert.casts import CastAccount, CastReport
 from moetool.convert.chat_template import GGUF_KEY, read_chat_template
 from moetool.convert.execute.folder import Progress, work_folder
-from moetool.convert.execute.identity import identify
-from moetool.convert.execute.journal import read_journal
+from moetool.convert.execute.identity import files_of, identify
+from moetool.convert.execute.journal import Past, read_journal
 from moetool.convert.execute.room import require_room
 from moetool.convert.execute.run import Manner, Order, run
 from moetool.convert.plan import Plan, Shard, Step, assign_shards, derive_steps, spread_shards
@@ -168,13 +168,19 @@ class Job:
         side_files = sidecars(
             self.target.side_files, args, self.plan, tokenizer, self.source.chat_template
         )
-        files = checkpoint.files if isinstance(checkpoint, FileCheckpoint) else ()
+        found = files_of(checkpoint)
         work = identify(
-            checkpoint.catalog, files, self.plan, file_headers, side_files, self._options()
+            checkpoint.catalog, found, self.plan, file_headers, side_files, self._options()
         )
         return Order(
             checkpoint, self.source.path.name, self.plan, file_headers, side_files, work, self.out
         )
+
+    def past(self) -> Past:
+        """What the journal of an earlier run of this very work claims; nothing of any other."""
+        found = read_journal(work_folder(self.out))
+        same = found.work is not None and found.work.plan_id == self._order().work.plan_id
+        return found if same else Past()
 
     def _options(self) -> dict[str, object]:
         """What was asked for, in the words of the command line.

@@ -7,6 +7,7 @@ torrent/    the file list, judged; the swarm (its session is the one door to it)
 verify/     a list of claims, settled in one read; what they prove
 peek/       a release looked into before it is downloaded
 fetch       source -> folder, every byte hashed
+live/       a download that is read while it comes
 resume      what an earlier run left and may be kept
 pieces      the pieces of a torrent as they lie in a folder, and which are bad
 repair/     bad pieces replaced in place, from a copy or the swarm

@@ -33,7 +33,7 @@ from moetool.release.provenance import (
 from moetool.release.resume import held_pieces, prepare
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing, no_room
-from moetool.release.torrent.download import download
+from moetool.release.torrent.download import Downloaded, download
 from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
 from moetool.release.torrent.session import Swarm
@@ -77,8 +77,11 @@ def fetch(
     options: SwarmOptions | None = None,
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    kind: Callable[[Source, Metainfo, Path, Callable[[Progress], None]], FetchJob] | None = None,
 ) -> FetchReport:
     """Fetch a release into ``out``, by default a folder of the torrent's name.
+
+    ``kind`` is how it is done where more is to be done than fetching.
 
     Raises:
         HostileTorrent: refused before any file exists.
@@ -90,7 +93,7 @@ def fetch(
     """
     options = reaching(source.magnet, options or SwarmOptions())
     try:
-        return _fetch(source, out, options, on_progress)
+        return _fetch(source, out, options, on_progress, kind or FetchJob)
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted; what is here is kept", hint=_AGAIN) from error
     except Interrupted as error:
@@ -105,6 +108,7 @@ def _fetch(
     out: Path | None,
     options: SwarmOptions,
     on_progress: Callable[[Progress], None],
+    kind: Callable[[Source, Metainfo, Path, Callable[[Progress], None]], FetchJob],
 ) -> FetchReport:
     source = _with_known_metadata(source, out)
     with Swarm(options) as swarm:
@@ -113,11 +117,11 @@ def _fetch(
             source = judge_metadata(source, read_info(info))
         assert source.meta is not None  # judged just now, or before
         where = (out or Path(source.meta.name)).absolute()
-        return _Job(source, source.meta, where, on_progress).run(swarm)
+        return kind(source, source.meta, where, on_progress).run(swarm)
 
 
 @dataclass(slots=True)
-class _Job:
+class FetchJob:
     """One fetch whose metadata is known and judged."""
 
     source: Source
@@ -129,9 +133,16 @@ class _Job:
 
     @property
     def partial(self) -> Path:
+        """The folder in which the files gather."""
         return self.out.with_name(self.out.name + ".partial")
 
+    @property
+    def result(self) -> Path:
+        """The folder that remains."""
+        return self.out
+
     def run(self, swarm: Swarm) -> FetchReport:
+        """Do it, from the lock to the rename; see `fetch`."""
         self._refuse_foreign()
         with locked(self.partial):
             self._refuse_foreign()
@@ -139,7 +150,7 @@ class _Job:
                 report = self._settle(self.out)
                 if not self._is_mendable(report):
                     self._drop_empty_partial()
-                    return self._finish(_checked(report), kept=self._n_pieces(), already=True)
+                    return self._finish(checked(report), kept=self._n_pieces(), already=True)
             write_origin(self.partial, self.meta, self._origin(fetched_at=None))
             self._take_back()
             have = prepare(self.meta, self.partial, self.on_progress)
@@ -168,14 +179,17 @@ class _Job:
         for _ in range(ROUNDS):
             if not have or not all(have):
                 self._preflight()
-                outcome = download(swarm, self.meta, self.partial, have, self.on_progress)
+                outcome = self._download(swarm, have)
                 self.payload += outcome.payload
                 self.banned += outcome.banned
             report = self._settle(self.partial)
             if not self._is_mendable(report):
                 break
             have = held_pieces(self.meta, self.partial, self.on_progress)
-        return _checked(report)
+        return checked(report)
+
+    def _download(self, swarm: Swarm, have: list[bool]) -> Downloaded:
+        return download(swarm, self.meta, self.partial, have, self.on_progress)
 
     def _is_mendable(self, report: VerifyReport) -> bool:
         """Whether fetching again can help: it cannot where the torrent itself is kept to."""
@@ -225,9 +239,9 @@ class _Job:
         (self.out / OUR_FOLDER / "lock").unlink()
 
     def _finish(self, report: VerifyReport, *, kept: int, already: bool = False) -> FetchReport:
-        remember_last(self.out)
+        remember_last(self.result)
         return FetchReport(
-            path=self.out,
+            path=self.result,
             name=self.meta.name,
             info_hashes=self.meta.hashes,
             magnet=format_magnet(self.source.magnet),
@@ -269,7 +283,7 @@ def _with_known_metadata(source: Source, out: Path | None) -> Source:
     return source
 
 
-def _checked(report: VerifyReport) -> VerifyReport:
+def checked(report: VerifyReport) -> VerifyReport:
     """The report, if nothing in it is wrong.
 
     Raises:

@@ -15,27 +15,28 @@ from typing import TYPE_CHECKING, Any
 from moetool import __version__
 from moetool.convert.execute.journal import SourceFile, Work
 from moetool.errors import PlanChanged, SourceChanged
+from moetool.formats import FileCheckpoint
+from moetool.joined import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from moetool.convert.plan import Plan, Step
-    from moetool.tensors import Catalog
+    from moetool.tensors import Catalog, Checkpoint
 
 _RESTART = "--restart throws away what was done and begins anew"
 
 
 def identify(
     catalog: Catalog,
-    files: Iterable[Path],
+    found: tuple[SourceFile, ...],
     plan: Plan,
     headers: Sequence[Mapping[str, object]],
     side_files: Mapping[str, bytes],
     options: Mapping[str, object],
 ) -> Work:
     """Say which work this is; the files are looked at, not read."""
-    found = found_files(files)
     whole = {
         "tool": __version__,
         "files": [[file.name, file.nbytes] for file in found],
@@ -79,13 +80,12 @@ def refuse_other(past: Work, present: Work, where: Path) -> None:
         )
 
 
-def refuse_changed(work: Work, files: Iterable[Path]) -> None:
+def refuse_changed(work: Work, now: tuple[SourceFile, ...]) -> None:
     """Look at the source again.
 
     Raises:
         SourceChanged: a file is not what it was when the work began, so neither is the output.
     """
-    now = found_files(files)
     if now != work.files:
         raise SourceChanged(
             f"the source has changed while it was converted (plan {work.plan_id[:16]})",
@@ -94,16 +94,29 @@ def refuse_changed(work: Work, files: Iterable[Path]) -> None:
         )
 
 
+def files_of(checkpoint: Checkpoint) -> tuple[SourceFile, ...]:
+    """What a source's files are at the moment; none where the weights are made of numbers.
+
+    Where every byte is compared with a publisher's digest, times are no part of what a file is.
+    """
+    if not isinstance(checkpoint, FileCheckpoint):
+        return ()
+    if checkpoint.pinned:
+        held = checkpoint.sources.items()
+        return tuple(SourceFile(path.name, source.nbytes, 0) for path, source in held)
+    return found_files(checkpoint.files)
+
+
 def found_files(files: Iterable[Path]) -> tuple[SourceFile, ...]:
     """What the source's files are at the moment; looked at, not read."""
     return tuple(_found(path) for path in files)
 
 
 def _found(path: Path) -> SourceFile:
-    if not path.exists():
+    status = status_of(path)
+    if status is None:
         return SourceFile(path.name, 0, 0)
-    status = path.stat()
-    return SourceFile(path.name, status.st_size, status.st_mtime_ns)
+    return SourceFile(path.name, status.nbytes, status.mtime_ns)
 
 
 def _differences(past: Sequence[SourceFile], present: Sequence[SourceFile]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,11 @@ class Past:
         elif before and before[-1].xxh3_128 == mark.after:
             before.append(mark)
 
+    @property
+    def records(self) -> list[Mark | ShardRecord]:
+        """Everything that speaks of written tensors."""
+        return [*self.shards.values(), *(mark for held in self.marks.values() for mark in held)]
+
     def lines(self) -> Iterable[Mapping[str, Any]]:
         """The lines that claim the same."""
         if self.work is not None:
@@ -133,10 +138,18 @@ class Past:
 
 
 class Journal:
-    """The journal of work that goes on: begun anew with what holds of the past."""
+    """The journal of work that goes on: begun anew with what holds of the past.
 
-    def __init__(self, folder: Path, past: Past) -> None:
-        self._path = folder / JOURNAL
+    ``then`` is told of each line that is on the disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        past: Past,
+        then: Callable[[Mark | ShardRecord], None] = lambda _: None,
+    ) -> None:
+        self._path, self._then = folder / JOURNAL, then
         with refusals(self._path):
             write_durably(self._path, b"".join(map(_encode, past.lines())))
 
@@ -147,6 +160,7 @@ class Journal:
             file.write(_encode({kind: asdict(entry)}))
             file.flush()
             os.fsync(file.fileno())
+        self._then(entry)
 
 
 def read_journal(folder: Path) -> Past:

@@ -24,8 +24,8 @@ from moetool.convert.execute.folder import (
     work_folder,
     write_plan,
 )
-from moetool.convert.execute.identity import refuse_changed, refuse_other
-from moetool.convert.execute.journal import Journal, Past, Work, read_journal
+from moetool.convert.execute.identity import files_of, refuse_changed, refuse_other
+from moetool.convert.execute.journal import Journal, Mark, Past, ShardRecord, Work, read_journal
 from moetool.convert.execute.lanes import Lanes
 from moetool.convert.execute.shard import MARK_NBYTES, Desk, unfinished
 from moetool.convert.stream import computing
@@ -50,7 +50,9 @@ class Manner:
 
     ``again`` is the command that goes on after an interruption. ``certify`` is called with the
     folder that holds the whole output, before it has its name; the files it gives are written
-    beside, and what it raises keeps the output from being published.
+    beside, and what it raises keeps the output from being published. ``on_sealed`` is told what is
+    on the disk and in the journal, from any thread; ``arrived`` is called when the tensors are
+    written, and returns when their source is whole and settled.
     """
 
     force: bool = False
@@ -59,6 +61,8 @@ class Manner:
     mark_nbytes: int = MARK_NBYTES
     again: str = ""
     certify: Callable[[Path], Mapping[str, bytes]] | None = None
+    on_sealed: Callable[[Mark | ShardRecord], None] = lambda _: None
+    arrived: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +76,6 @@ class Order:
     side_files: Mapping[str, bytes]
     work: Work
     out: Path
-
-    @property
-    def source_files(self) -> tuple[Path, ...]:
-        """The files that are read; none where the weights are made of numbers."""
-        return self.checkpoint.files if isinstance(self.checkpoint, FileCheckpoint) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ def _run(
     order: Order, manner: Manner, casts: CastAccount, progress: Progress, work: Path
 ) -> Written:
     held = _held(order, manner, work)
-    journal = Journal(work, held)
+    journal = Journal(work, held, manner.on_sealed)
     sources = order.checkpoint.sources if isinstance(order.checkpoint, FileCheckpoint) else {}
     source = CheckedSource(order.checkpoint, sources)
     resumed = _nbytes(held)
@@ -119,7 +118,8 @@ def _run(
             manner.mark_nbytes,
         )  # fmt: skip
         records = write_plan(desk, order.plan, order.headers, held)
-    refuse_changed(order.work, order.source_files)
+    manner.arrived()
+    refuse_changed(order.work, files_of(order.checkpoint))
     folder = order.checkpoint.directory if isinstance(order.checkpoint, FileCheckpoint) else None
     origin = manifest.describe_source(order.source_name, folder, order.work.files)
     entries = {name: manifest.file_entry(content) for name, content in order.side_files.items()}

@@ -151,6 +151,10 @@ class Stay:
             swarm.session.remove_torrent(self.handle)
             self.join(status.pieces)
 
+    def rested(self) -> None:
+        """Begin to wait anew: for a while nothing was asked for, so nothing could come."""
+        self._dog.rested()
+
     def took(self) -> Downloaded:
         """What it took so far."""
         banned = tuple(sorted(self._dog.banned))

@@ -120,6 +120,10 @@ class Watchdog:
         self._payload, self._payload_s = -1, now_s
         return self.asked
 
+    def rested(self) -> None:
+        """The clocks of silence start again: for a while nothing was asked for."""
+        self._done = self._payload = -1
+
     def rejoined(self, now_s: float) -> None:
         """Everybody but the guilty is asked again."""
         self.asked = None

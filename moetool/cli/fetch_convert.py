@@ -1,0 +1,132 @@
+"""`moetool fetch --convert`: what is fetched is converted while it comes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetool.cli.console import Console, safe
+from moetool.errors import UsageFault
+
+if TYPE_CHECKING:
+    from moetool.convert.arriving.companion import Wish
+    from moetool.convert.arriving.fetch import FetchConvertReport
+    from moetool.convert.job import Job
+    from moetool.convert.job import Source as Weights
+    from moetool.release.source import Source
+    from moetool.release.torrent.profile import SwarmOptions
+
+ConvertOption = Annotated[
+    str | None,
+    typer.Option(
+        "--convert",
+        metavar="FORMAT",
+        help="Convert while fetching, to safetensors, gguf or pth; see moetool convert",
+        show_default=False,
+    ),
+]
+ConvertOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The folder of the conversion; left out: beside the raw one", show_default=False
+    ),
+]
+KeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep/--no-keep",
+        help="With --convert: leave the raw files, or give each piece back to the disk once what "
+        "was made of it is there (Linux)",
+    ),
+]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(help="With --convert: the layout, as of moetool convert", show_default=False),
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="With --convert: the storage type, as of moetool convert")
+]
+ShardSizeOption = Annotated[
+    str | None,
+    typer.Option(help="With --convert: largest file, as 5GB (decimal units)", show_default=False),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertWords:
+    """What the command line says of the conversion."""
+
+    to: str | None
+    out: Path | None
+    keep: bool
+    layout: str | None
+    dtype: str
+    max_shard_size: str | None
+
+    def wish(self) -> Wish | None:
+        """What to do while fetching; None where nothing is.
+
+        Raises:
+            UsageFault: options of a conversion without one, or such that cannot be meant.
+        """
+        if self.to is None:
+            if self != ConvertWords(None, None, True, None, "keep", None):
+                raise UsageFault(
+                    "--convert-out, --no-keep, --layout, --dtype and --max-shard-size say how to "
+                    "convert",
+                    hint="add --convert safetensors or --convert gguf",
+                )
+            return None
+        from moetool.cli.options import parse_size
+        from moetool.cli.quantising import read_recipe
+        from moetool.convert.arriving.companion import Wish
+        from moetool.convert.job import prepare
+        from moetool.convert.targets import find_dtype, find_target
+
+        recipe = read_recipe(self.dtype, None, None, None, None, pure=False)
+        target = find_target(self.to, self.layout)
+        storage = None if recipe else find_dtype(self.dtype)
+        largest = parse_size(self.max_shard_size, "--max-shard-size")
+
+        def prepared(source: Weights, out: Path) -> Job:
+            return prepare(source, target, out, largest, dtype=storage, recipe=recipe)
+
+        again = f"moetool {shlex.join(sys.argv[1:])}"
+        return Wish(prepared, target.convention, self.out, self.keep, again=again)
+
+
+def run(
+    console: Console, source: Source, out: Path | None, wish: Wish, options: SwarmOptions
+) -> FetchConvertReport:
+    """Fetch and convert, with the progress of both."""
+    from moetool.cli.fetch import stages, told_how_to_go_on
+    from moetool.convert.arriving.fetch import fetch_and_convert
+
+    if not wish.keep:
+        console.note("the raw files will not stay (--no-keep); nobody is given pieces meanwhile")
+    with told_how_to_go_on(), stages(console) as on_progress:
+        return fetch_and_convert(source, out, wish, options, on_progress=on_progress)
+
+
+def render(console: Console, report: FetchConvertReport) -> None:
+    """Print both reports, and how to show that they are the same model."""
+    from moetool.cli.convert import _render as render_converted
+    from moetool.cli.fetch import _render as render_fetched
+
+    render_fetched(console, report.fetched)
+    made = report.converted
+    console.line()
+    title = f"{made.source_layout} -> {made.layout} ({made.file_format}) in {made.out}"
+    render_converted(console, made, safe(title))
+    for note in made.notes:
+        console.warn(note)
+    if report.kept:
+        words = ["moetool", "certify", str(report.fetched.path), str(made.out)]
+        console.hint(f"{shlex.join(words)} compares the values of both")
+    else:
+        console.line("the raw files were given back to the disk piece by piece; none is left")

@@ -1,0 +1,63 @@
+"""`moetool fetch --convert` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moetool.release.fixture import find_fixture
+from moetool.release.torrent.serve import seed
+
+
+@pytest.fixture
+def fixture():
+    return find_fixture()
+
+
+def test_one_line_makes_both_folders_and_says_so(moetool, fixture, tmp_path):
+    with seed(fixture.torrent, fixture.directory) as peer:
+        done = moetool("fetch", fixture.torrent, "--out", "raw", "--convert", "gguf",
+                       "--peer", peer.peer, "--no-dht", check=0)  # fmt: skip
+    assert (tmp_path / "raw" / "consolidated.00.pth").exists()
+    assert (tmp_path / "raw-gguf" / "raw-gguf.gguf").exists()
+    assert "mistral -> gguf (gguf) in" in done.stdout
+    assert "moetool certify" in done.stderr
+    moetool("certify", "raw", "raw-gguf", check=0)
+
+
+def test_without_the_raw_files_one_folder_remains_and_is_taken_next(moetool, fixture, tmp_path):
+    with seed(fixture.torrent, fixture.directory) as peer:
+        done = moetool("fetch", fixture.torrent, "--out", "raw", "--convert", "safetensors",
+                       "--convert-out", "hf", "--no-keep", "--max-shard-size", "3MB", "--json",
+                       "--peer", peer.peer, "--no-dht", check=0)  # fmt: skip
+    report = json.loads(done.stdout)
+    assert (report["schema"], report["ok"], report["kept"]) == (
+        "moetool.fetch-convert",
+        True,
+        False,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+    assert "hf" in moetool("inspect", check=0).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--no-keep"], 2),
+        (["--layout", "hf"], 2),
+        (["--convert", "onnx"], 2),
+        (["--convert", "gguf", "--dtype", "f8"], 2),
+        (["--convert", "safetensors", "--max-shard-size", "many"], 2),
+    ],
+)
+def test_what_cannot_be_meant_is_2_and_leaves_nothing(moetool, fixture, tmp_path, words, code):
+    moetool("fetch", fixture.torrent, "--out", "raw", "--no-dht", *words, check=code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there_is_7_before_a_peer_is_asked(moetool, fixture, tmp_path):
+    (tmp_path / "raw-hf").mkdir()
+    moetool("fetch", fixture.torrent, "--out", "raw", "--no-dht", "--convert", "safetensors",
+            check=7)  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["raw-hf"]
