@@ -138,7 +138,7 @@ def test_nothing_is_recorded_of_a_damaged_model_and_no_file_is_replaced(run, rec
 def test_the_file_says_what_was_run_and_where(recorded):
     test, path = recorded
     table = json.loads(path.read_text())
-    assert (table["schema"], table["version"]) == ("moetool.golden", 1)
+    assert (table["schema"], table["version"]) == ("moetool.golden", 2)
     assert (table["text"], table["n_tokens"], table["dtype"]) == ("tiny-mixtral", 910, "bfloat16")
     assert table["fingerprint"]["torch"] == torch.__version__
     assert table["fingerprint"]["threads"] == "1"
@@ -177,7 +177,7 @@ HOSTILE = {
     "no object": lambda _: b"[]",
     "deep": lambda _: b'{"a":' * 100_000,
     "a report": lambda t: {**t, "schema": "moetool.smoke-test"},
-    "a later version": lambda t: {**t, "version": 2},
+    "a later version": lambda t: {**t, "version": 3},
     "a loss of NaN": lambda t: {**t, "loss": float("nan")},
     "a loss of infinity": lambda t: {**t, "loss": float("inf")},
     "a loss of text": lambda t: {**t, "loss": "0.5"},

@@ -82,6 +82,11 @@ class Shared(Transformer):
         return self.store.nbytes_read
 
     @property
+    def split(self) -> str:
+        """How sums are divided between the ranks; empty where they are those of one process."""
+        return ""
+
+    @property
     def own(self) -> Collection[str]:
         """Raw names of the tensors that are this rank's to look at, if each is to be seen once."""
         return self.store.steps

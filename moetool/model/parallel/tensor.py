@@ -48,6 +48,11 @@ class TensorParallel(Shared):
         return self._slices.nbytes_read
 
     @property
+    def split(self) -> str:
+        """Every sum over heads and over an expert's hidden units has one addend of each rank."""
+        return f"tensor parallel on {self.ranks.size} ranks"
+
+    @property
     def own(self) -> Collection[str]:
         """Raw names of the tensors that are this rank's to look at: every so many, whole."""
         return list(self.store.steps)[self.ranks.rank :: self.ranks.size]

@@ -34,7 +34,8 @@ SETTINGS = (
 class Fingerprint:
     """The machine as text; ``settings`` are environment variables that choose kernels.
 
-    ``products`` is how large 16-bit products are computed, which a process finds out by trying.
+    ``products`` is how large 16-bit products are computed, which a process finds out by trying;
+    ``split`` is how sums are divided between ranks, and empty where each is one rank's.
     """
 
     moetool: str
@@ -46,17 +47,19 @@ class Fingerprint:
     flags: str
     settings: str
     products: str
+    split: str
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What is another here: ``threads 2 for 1``."""
         return [
-            f"{field.name} {getattr(self, field.name)} for {getattr(other, field.name)}"
+            f"{field.name} {getattr(self, field.name) or 'none'} for "
+            f"{getattr(other, field.name) or 'none'}"
             for field in fields(self)
             if getattr(self, field.name) != getattr(other, field.name)
         ]
 
 
-def take(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Fingerprint:
+def take(args: ModelArgs, dtype: torch.dtype, device: torch.device, split: str = "") -> Fingerprint:
     """The fingerprint of this machine, computing such a model in a type on a device."""
     largest = args.dim * max(args.hidden_dim, args.n_heads * args.head_dim)
     cpu, flags = _cpu()
@@ -71,6 +74,7 @@ def take(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Fingerpri
         flags=" ".join(sorted(flag for flag in flags if flag.startswith(KERNEL_FLAGS))),
         settings=" ".join(known),
         products=str(chosen_for(dtype)) if are_tried(device, dtype, largest) else "",
+        split=split,
     )
 
 

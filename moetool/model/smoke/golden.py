@@ -46,7 +46,7 @@ class Golden:
     """One run over a text; ``tokens`` and ``logits`` are digests."""
 
     schema: ClassVar[str] = "moetool.golden"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 1 did not say how sums were split
 
     geometry: dict[str, int]
     text: str
@@ -59,15 +59,15 @@ class Golden:
     layers: tuple[LayerView, ...]
 
 
-def record(seen: Observation, args: ModelArgs, dtype: torch.dtype) -> Golden:
-    """What a run gave, as golden results of this machine."""
+def record(seen: Observation, args: ModelArgs, dtype: torch.dtype, split: str = "") -> Golden:
+    """What a run gave, as golden results of this machine; ``split``: see `Fingerprint`."""
     return Golden(
         geometry={name: getattr(args, name) for name in GEOMETRY},
         text=seen.text.name,
         n_tokens=len(seen.text),
         tokens=seen.text.digest,
         dtype=spelled(dtype),
-        fingerprint=take(args, dtype, seen.logits_TV.device),
+        fingerprint=take(args, dtype, seen.logits_TV.device, split),
         loss=seen.loss,
         logits=digest(seen.logits_TV),
         layers=seen.layers,

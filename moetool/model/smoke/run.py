@@ -139,7 +139,8 @@ class SmokeTest:
         self._more.append(judge("L3", "golden", None, detail))
 
     def _golden(self) -> golden.Golden:
-        return golden.record(self._ran(), self.subject.args, self.weights.dtype)
+        split = self.model.split if isinstance(self.model, Shared) else ""
+        return golden.record(self._ran(), self.subject.args, self.weights.dtype, split)
 
     def _ran(self) -> behaviour.Observation:
         if self._seen is None:
