@@ -98,6 +98,8 @@ class WeightStore:
 
     def matrix(self, name: str) -> Matrix:
         """The tensor as it is held: packed, where it is stored and kept so."""
+        if self.resident and name in self._held:
+            return self._held[name].result()
         if name not in self._held:
             needed = self._nbytes(name)
             # Nothing else is so urgent: what is expected leaves as well, where nothing else is.
@@ -116,6 +118,8 @@ class WeightStore:
 
         It is read by another thread while there is room that nothing expected takes.
         """
+        if len(self._held) == len(self.steps):
+            return
         self._coming = deque(name for name in names if name in self.steps)
         self._expected = set(self._coming)
         self._read_ahead()

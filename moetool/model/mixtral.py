@@ -213,12 +213,13 @@ class Transformer:
             x_TD = self._norm(layer, "attention_norm", here_TD)
             cos_TP = torch.cat([place.cos for place in chunk])
             sin_TP = torch.cat([place.sin for place in chunk])
-            q_TNH = torch.split(rotate(self._heads(x_TD, wq), cos_TP, sin_TP), sizes)
-            k_TKH = torch.split(rotate(self._heads(x_TD, wk), cos_TP, sin_TP), sizes)
-            v_TKH = torch.split(self._heads(x_TD, wv), sizes)
+            q_TNH, k_TKH, v_TKH = (self._heads(x_TD, w) for w in (wq, wk, wv))
+            turned = rotate(torch.cat((q_TNH, k_TKH), dim=1), cos_TP, sin_TP)
+            q_TNH, k_TKH = turned.split_with_sizes((q_TNH.shape[1], k_TKH.shape[1]), dim=1)
+            rows = zip(*(x.split_with_sizes(sizes) for x in (q_TNH, k_TKH, v_TKH)), strict=True)
             found_TNH = [
                 attend(q, *place.remember(layer, k, v), self.args.sliding_window)
-                for place, q, k, v in zip(chunk, q_TNH, k_TKH, v_TKH, strict=True)
+                for place, (q, k, v) in zip(chunk, rows, strict=True)
             ]
             found_TQ = torch.cat(found_TNH).flatten(1)
             if probe:
@@ -280,10 +281,10 @@ class Transformer:
         return addend_TD
 
     def _norm(self, layer: int, name: str, h_TD: Tensor) -> Tensor:
-        weight_D = self.weights[f"layers.{layer}.{name}.weight"]
-        return torch.cat(
-            [rms_norm(h, weight_D, self.args.norm_eps) for h in torch.split(h_TD, CHUNK)]
-        )
+        weight_D, eps = self.weights[f"layers.{layer}.{name}.weight"], self.args.norm_eps
+        if len(h_TD) <= CHUNK:
+            return rms_norm(h_TD, weight_D, eps)
+        return torch.cat([rms_norm(h, weight_D, eps) for h in torch.split(h_TD, CHUNK)])
 
     def _heads(self, x_TD: Tensor, w: Matrix) -> Tensor:
         return linear(x_TD, w).view(len(x_TD), -1, self.args.head_dim)
