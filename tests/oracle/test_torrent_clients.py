@@ -1,17 +1,24 @@
-"""aria2 and transmission agree on the info-hash of what we publish, and aria2 downloads it."""
+"""aria2 and transmission agree on the info-hash of what we publish, and either side downloads."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 
+from moetool.release.fetch import fetch
 from moetool.release.magnet import parse
 from moetool.release.publish import run as publish
 from moetool.release.publish.seeding import SeedOptions, find_torrent, seed
+from moetool.release.source import resolve_source
+from moetool.release.torrent.profile import SwarmOptions
 from tests.tracker import serving_tracker
 
 pytestmark = pytest.mark.oracle
@@ -104,3 +111,62 @@ def test_aria2_downloads_what_we_seed(release, tracker, tmp_path):
         assert (tmp_path / "copy" / "tiny" / path).read_bytes() == (release / path).read_bytes(), (
             out
         )
+
+
+def by_aria2(torrent, folder, _, port):
+    return ["aria2c", "--no-conf", "--enable-dht=false", "--enable-dht6=false", "--seed-ratio=0",
+            "--enable-peer-exchange=false", "--interface=127.0.0.1", f"--listen-port={port}",
+            "--check-integrity", "-d", folder, torrent]  # fmt: skip
+
+
+def by_transmission(torrent, folder, settings, port):
+    settings.mkdir()
+    (settings / "settings.json").write_text(json.dumps({
+        "bind-address-ipv4": "127.0.0.1", "dht-enabled": False, "lpd-enabled": False,
+        "pex-enabled": False, "port-forwarding-enabled": False,
+    }))  # fmt: skip
+    return ["transmission-cli", "-g", settings, "-M", "-w", folder, "-p", port, torrent]
+
+
+@contextmanager
+def running(words):
+    """A client that goes on until it is stopped."""
+    words = [str(word) for word in words]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(port, process):
+    """Wait until a client listens, 20 s at most."""
+    for _ in range(200):
+        assert process.poll() is None, "the client has ended"
+        with socket.socket() as asking:
+            if asking.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail("the client listens to nobody")
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param(by_aria2, marks=program("aria2c")),
+        pytest.param(by_transmission, marks=program("transmission-cli")),
+    ],
+)
+def test_we_download_what_they_seed(release, tmp_path, client):
+    report = publish.run(publish.plan(release, v1_only=True))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with running(client(report.torrent, release.parent, tmp_path / "settings", port)) as process:
+        wait_for(port, process)
+        options = SwarmOptions(peers=(("127.0.0.1", port),), dht=False, stall_timeout_s=30)
+        found = fetch(resolve_source(str(report.torrent)), tmp_path / "copy", options)
+    assert found.ok
+    for path in report.files:
+        assert (tmp_path / "copy" / path).read_bytes() == (release / path).read_bytes()
