@@ -95,7 +95,7 @@ def test_rows_take_no_more_than_was_said(n_rows, n_scored):
     model.forward(tokens[:40], model.new_cache(40))  # makes the matrices
     cache = model.new_cache(n_rows)
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
         h = model.hidden(tokens, cache)
         model.logits(h[-n_scored:])
