@@ -129,7 +129,7 @@ def test_bad_pieces_alone_are_no_answer(release, seeders, options, no_trace):
             release.torrent.read_bytes(), _corrupt(release), disable_hash_checks=True
         ) as liar,
         look_into(
-            resolve_source(str(release.torrent)), options(liar, stall_timeout_s=1),
+            resolve_source(str(release.torrent)), options(liar, stall_timeout_s=3),
             is_weight_file,
         ) as look,
     ):  # fmt: skip
