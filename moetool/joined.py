@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,8 +26,11 @@ from moetool.extents import Claim, Extent, LocalFile
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from moetool.extents import ByteSource
+
 _PART = re.compile(r"(?P<whole>.*\.(?:pth|pt|safetensors|gguf))-split(?P<number>\d+)")
 MAX_PARTS = 10_000
+_SECTOR_NBYTES = 512  # the unit of st_blocks, whatever the file system's own is
 
 
 def whole_name(name: str) -> str | None:
@@ -91,9 +94,13 @@ def parts_of(path: Path) -> tuple[Path, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Size in bytes, and what changes when a file does; of parts all together."""
+    """Size in bytes, and what changes when a file does; of parts all together.
+
+    ``held_nbytes`` lie on the disk: less than the size where there are holes.
+    """
 
     nbytes: int
+    held_nbytes: int
     mtime_ns: int
     inode: int
 
@@ -111,22 +118,21 @@ def status_of(path: Path) -> Status | None:
         return None
     return Status(
         sum(item.st_size for item in found),
+        sum(item.st_blocks for item in found) * _SECTOR_NBYTES,
         max(item.st_mtime_ns for item in found),
         sum(item.st_ino for item in found),
     )
 
 
-class JoinedFile:
+class JoinedSource:
     """A `ByteSource` on parts that follow each other, under the name of the whole."""
 
-    __slots__ = ("_ends", "_files", "nbytes", "path")
+    __slots__ = ("_ends", "_parts", "nbytes", "path")
 
-    def __init__(self, path: Path, parts: Iterable[Path]) -> None:
+    def __init__(self, path: Path, parts: Sequence[ByteSource]) -> None:
         self.path = path
-        with ExitStack() as opened:
-            self._files = [opened.enter_context(LocalFile(part)) for part in parts]
-            opened.pop_all()
-        self._ends = list(accumulate(file.nbytes for file in self._files))
+        self._parts = parts
+        self._ends = list(accumulate(part.nbytes for part in parts))
         self.nbytes = self._ends[-1]
 
     def pread(self, offset: int, nbytes: int) -> bytes:
@@ -134,18 +140,35 @@ class JoinedFile:
         found = []
         while nbytes:
             number, start = self._place(offset)
-            if number == len(self._files):
+            if number == len(self._parts):
                 raise TruncatedFile(
                     f"ends at byte {self.nbytes}, expected {nbytes} bytes at {offset}",
                     where=str(self.path),
                     hint="the last part may be missing: fetch the upload again",
                 )
-            content = self._files[number].pread(
+            content = self._parts[number].pread(
                 offset - start, min(nbytes, self._ends[number] - offset)
             )
             found.append(content)
             offset, nbytes = offset + len(content), nbytes - len(content)
         return found[0] if len(found) == 1 else b"".join(found)
+
+    def _place(self, offset: int) -> tuple[int, int]:
+        """Which part holds an offset, and where in the whole that part begins."""
+        number = bisect_right(self._ends, offset)
+        return number, self._ends[number - 1] if number else 0
+
+
+class JoinedFile(JoinedSource):
+    """Parts on this machine, open until `close`."""
+
+    __slots__ = ("_files",)
+
+    def __init__(self, path: Path, parts: Iterable[Path]) -> None:
+        with ExitStack() as opened:
+            self._files = [opened.enter_context(LocalFile(part)) for part in parts]
+            super().__init__(path, self._files)
+            opened.pop_all()
 
     def pread_into(self, buffer: memoryview, offset: int) -> int:
         """Read into ``buffer`` what one part gives; 0 at the end of the last."""
@@ -162,11 +185,6 @@ class JoinedFile:
         """Close the parts; closing twice is harmless."""
         for file in self._files:
             file.close()
-
-    def _place(self, offset: int) -> tuple[int, int]:
-        """Which part holds an offset, and where in the whole that part begins."""
-        number = bisect_right(self._ends, offset)
-        return number, self._ends[number - 1] if number else 0
 
     def __enter__(self) -> Self:
         return self
@@ -248,7 +266,7 @@ class Joins:
         if not any(extent.path in self._places for extent in claim.extents):
             return claim
         moved: list[Extent] = []
-        for extent in map(self._moved, claim.extents):
+        for extent in map(self.extent, claim.extents):
             last = moved[-1] if moved else None
             if last and last.path == extent.path and last.end == extent.offset:
                 moved[-1] = Extent(last.path, last.offset, last.nbytes + extent.nbytes)
@@ -256,7 +274,8 @@ class Joins:
                 moved.append(extent)
         return Claim(tuple(moved), claim.digest, claim.reference)
 
-    def _moved(self, extent: Extent) -> Extent:
+    def extent(self, extent: Extent) -> Extent:
+        """The same bytes, as those of the whole."""
         place = self._places.get(extent.path)
         if place is None:
             return extent

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.cli.console import Console, safe
-from moetool.cli.options import JsonOption, QuietOption
-from moetool.errors import Mismatch, UsageFault
+from moetool.cli.options import JsonOption, QuietOption, refuse_absent
+from moetool.errors import Mismatch
 
 if TYPE_CHECKING:
     from moetool.proof.certificate.certificate import Certificate
@@ -62,8 +62,7 @@ def certify(
 
     console = Console(json, quiet)
     for path in (source, output):
-        if not path.exists():
-            raise UsageFault("no such file or folder", where=str(path))
+        refuse_absent(path)
     folder = output if output.is_dir() else output.parent
     if sign:
         require(sign)

@@ -9,7 +9,7 @@ import typer
 
 from moetool.cli.console import Column, Console, duration, safe, size
 from moetool.cli.diff_text import collapse_names, number, worst_row
-from moetool.cli.options import JsonOption, QuietOption
+from moetool.cli.options import JsonOption, QuietOption, refuse_absent
 from moetool.errors import Mismatch, UsageFault
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def diff(
 
     console = Console(json, quiet)
     for path in (a, b):
-        if not path.exists():
-            raise UsageFault("no such file or folder", where=str(path))
+        refuse_absent(path)
     _check_page(html)
     with open_subject(a) as left, open_subject(b) as right:
         total = left.weights.nbytes + right.weights.nbytes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from moetool.cli.console import Column, Console
-from moetool.cli.options import JsonOption, QuietOption
+from moetool.cli.options import JsonOption, QuietOption, refuse_absent
 from moetool.cli.parallel import ParallelOption, ranks, tell_ranks
 from moetool.cli.running import (
     ComputeOption,
@@ -98,8 +98,7 @@ def evaluate(
     with ExitStack() as opened:
         together = opened.enter_context(ranks(parallel, device, console))
         for given in (path, text, *([against] if against else [])):
-            if not given.exists():
-                raise UsageFault("no such file or folder", where=str(given))
+            refuse_absent(given)
         content = read_text(text)
 
         def enter(where: Path) -> Running:

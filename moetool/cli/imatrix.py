@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from moetool.cli.console import Console
-from moetool.cli.options import JsonOption, QuietOption
+from moetool.cli.options import JsonOption, QuietOption, refuse_absent
 from moetool.cli.running import (
     ComputeOption,
     DeviceOption,
@@ -94,8 +94,7 @@ def imatrix(
     """
     console = Console(json, quiet)
     for given in (path, text):
-        if not given.exists():
-            raise UsageFault("no such file or folder", where=str(given))
+        refuse_absent(given)
     _refuse_target(out)
     content = read_text(text).removesuffix("\n")  # as llama.cpp reads a file with -f
     with running(path, device, dtype, memory) as opened:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.errors import UsageFault
-from moetool.joined import parts_of
+from moetool.joined import parts_of, whole_name
 
 if TYPE_CHECKING:
     from moetool.cli.console import Console
@@ -29,7 +29,7 @@ JsonOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_WEIGHTS = ("*.pth", "*.pt", "*.safetensors", "*.safetensors.index.json", "*.gguf", "*.pth-split0")
+_WEIGHTS = ("*.pth", "*.pt", "*.safetensors", "*.safetensors.index.json", "*.gguf")
 
 
 def parse_size(text: str | None, option: str) -> int | None:
@@ -47,6 +47,17 @@ def parse_size(text: str | None, option: str) -> int | None:
     return nbytes
 
 
+def refuse_absent(path: Path) -> None:
+    """Refuse a path that leads nowhere; a file that was cut in parts is there under its own name.
+
+    Raises:
+        UsageFault: there is neither.
+        BadHeader: there are parts, and not all of them.
+    """
+    if not path.exists() and not parts_of(path):
+        raise UsageFault("no such file or folder", where=str(path))
+
+
 def resolve(path: Path | None, console: Console) -> Path:
     """The checkpoint that is meant; where PATH was left out, say which one was taken.
 
@@ -54,13 +65,13 @@ def resolve(path: Path | None, console: Console) -> Path:
         UsageFault: nothing was given and nothing can be found.
     """
     if path is not None:
-        if not path.exists() and not parts_of(path):
-            raise UsageFault("no such file or folder", where=str(path))
+        refuse_absent(path)
         return path
     from moetool.release import last_fetched
 
     here = Path.cwd()
-    if any(match.is_file() for pattern in _WEIGHTS for match in here.glob(pattern)):
+    whole = any(match.is_file() for pattern in _WEIGHTS for match in here.glob(pattern))
+    if whole or any(whole_name(match.name) for match in here.glob("*-split0")):
         console.note(f"using the checkpoint in the current folder, {here}")
         return here
     last = last_fetched()

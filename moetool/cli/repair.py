@@ -24,7 +24,8 @@ from moetool.cli.fetch import (
 )
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.cli.verify import MAX_LINES, catalogs_of, located
-from moetool.errors import Mismatch, Refused, UsageFault
+from moetool.errors import FormatError, Mismatch, Refused, UsageFault
+from moetool.joined import Joins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,9 +135,14 @@ def _named(report: RepairReport) -> RepairReport:
     extents = list(_merged(report))
     if not extents:
         return report
-    catalogs, broken = catalogs_of(report.path, report.path.rglob("*"))
+    files = dict.fromkeys(path for path in report.path.rglob("*") if path.is_file())
+    try:
+        joins = Joins(files)
+    except FormatError as error:  # a part is still missing
+        return replace(report, notes=(*report.notes, f"tensors are not named here: {error}"))
+    catalogs, broken = catalogs_of(report.path, joins.files(files))
     notes = (f"tensors are not named here: {error}" for error in broken)
-    named = located(extents, catalogs, report.path)
+    named = located(map(joins.extent, extents), catalogs, report.path)
     return replace(report, named=named, notes=(*report.notes, *notes))
 
 

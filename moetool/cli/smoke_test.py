@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.cli.console import Console
-from moetool.cli.options import JsonOption, PathArgument, QuietOption, parse_size, resolve
+from moetool.cli.options import (
+    JsonOption,
+    PathArgument,
+    QuietOption,
+    parse_size,
+    refuse_absent,
+    resolve,
+)
 from moetool.cli.parallel import ParallelOption, ranks, tell_ranks
 from moetool.cli.running import (
     ComputeOption,
@@ -108,8 +115,7 @@ class Wanted:
     def __post_init__(self) -> None:
         """Refuse before minutes of work what cannot be meant, or cannot be written."""
         for path in filter(None, (self.against, self.expect, *self.logits)):
-            if not path.exists():
-                raise UsageFault("no such file or folder", where=str(path))
+            refuse_absent(path)
         for engine in self.engines:
             if engine not in ENGINES:
                 raise UsageFault(f"unknown engine {engine!r}", hint=" or ".join(ENGINES))

@@ -17,6 +17,7 @@ from moetool.formats.directory import INDEX, FileSet, survey_files
 from moetool.formats.merge import merge
 from moetool.formats.rules import check_count, shown
 from moetool.formats.zip64 import END_NBYTES
+from moetool.joined import JoinedSource, part_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +74,11 @@ def read_remote(remote: RemoteFiles, directory: Path, name: str | None = None) -
         _copy(remote, index, directory, strict_json.MAX_NBYTES)
     file_set = _find(remote, directory, name)
     weights, small = file_set.missing, [name for name in SMALL_FILES if name in remote.names]
-    ends = [(weight, end) for weight in weights for end in _ENDS[file_set.format]]
+    ends = [
+        (_parts(remote, weight)[-1 if end.start < 0 else 0], end)
+        for weight in weights
+        for end in _ENDS[file_set.format]
+    ]
     remote.expect([*ends, *((name, slice(0, _MAX_SMALL)) for name in small)])
     for beside in small:
         _copy(remote, beside, directory, _MAX_SMALL)
@@ -87,7 +92,7 @@ def read_remote(remote: RemoteFiles, directory: Path, name: str | None = None) -
 def _find(remote: RemoteFiles, directory: Path, name: str | None) -> FileSet:
     """Which weight files there must be; all of them are missing, for none is here."""
     file_set = survey_files(directory / name if name else directory, remote.names)
-    absent = [] if name else [part for part in file_set.missing if part not in remote.names]
+    absent = [] if name else [part for part in file_set.missing if not _parts(remote, part)]
     if absent:
         raise BadHeader(
             f"{len(absent)} files of the checkpoint are missing",
@@ -104,7 +109,18 @@ def _copy(remote: RemoteFiles, name: str, directory: Path, limit: int) -> None:
         (directory / name).write_bytes(source.pread(0, source.nbytes))
 
 
+def _parts(remote: RemoteFiles, name: str) -> tuple[str, ...]:
+    """A file itself, or the parts that it was cut in; empty where there are neither."""
+    return (name,) if name in remote.names else part_names(name, remote.names)
+
+
 def _opened(remote: RemoteFiles, name: str) -> ByteSource:
+    sources = [_opened_part(remote, part) for part in _parts(remote, name) or (name,)]
+    whole = sources[0].path.with_name(name)
+    return sources[0] if len(sources) == 1 else JoinedSource(whole, sources)
+
+
+def _opened_part(remote: RemoteFiles, name: str) -> ByteSource:
     source = remote.open(name)
     if source is None:
         raise BadHeader("is not there", where=shown(name))

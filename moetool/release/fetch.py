@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from moetool.durable import publish, sync_folder
 from moetool.errors import DigestMismatch, Interrupted, OutputExists
+from moetool.joined import Joins
 from moetool.release.magnet import Repairs, format_magnet
 from moetool.release.provenance import (
     Origin,
@@ -204,9 +205,10 @@ class FetchJob:
         claims = references(
             folder, self.meta, release=self.source.release, release_md5=self.source.release_md5
         )
+        files: dict[Path, int | None] = dict(self.meta.file_sizes(folder))
         report = settle(
             claims,
-            dict(self.meta.file_sizes(folder)),
+            Joins(files).files(files),
             on_progress=lambda done, total: self.on_progress(Progress("verify", done, total)),
         )
         trust = trust_lines(report, self.meta, self.source.release)

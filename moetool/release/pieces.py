@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.errors import HostileTorrent, ReadFailed, Refused, TruncatedFile
-from moetool.extents import Digest, Extent, LocalFile
+from moetool.extents import Digest, Extent
+from moetool.joined import open_file
 from moetool.release.torrent.merkle import lifted, piece_height, root_of_layer
 from moetool.release.torrent.metainfo import piece_parts
 from moetool.release.verify.digests import HASHES
@@ -130,7 +131,7 @@ def read_extent(extent: Extent) -> bytes | None:
         Refused: no regular file.
     """
     try:
-        with LocalFile(extent.path) as file:
+        with open_file(extent.path) as file:
             return file.pread(extent.offset, extent.nbytes)
     except (ReadFailed, TruncatedFile):
         return None

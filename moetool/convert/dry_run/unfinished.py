@@ -7,6 +7,7 @@ takes such a source; a conversion refuses it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from moetool.formats import read_part
 from moetool.formats.directory import FileSet, survey_files
 from moetool.formats.merge import merge
 from moetool.formats.rules import shown
+from moetool.joined import status_of, whole_name
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.tensors import Buffer, Catalog, DType, TensorInfo, main_dtype
 
@@ -87,17 +89,22 @@ def _promised(directory: Path) -> Mapping[str, int]:
         return {}
     meta = read_recorded_torrent(directory)
     sizes = meta.file_sizes(directory) if meta else {}
-    return {path.name: nbytes for path, nbytes in sizes.items() if path.parent == directory}
+    promised: dict[str, int] = defaultdict(int)
+    for path, nbytes in sizes.items():
+        if path.parent == directory:
+            promised[whole_name(path.name) or path.name] += nbytes
+    return promised
 
 
 def _look(file_set: FileSet, promised: Mapping[str, int]) -> _Seen:
     """Read each header that is here."""
     seen = _Seen(gaps=[f"{shown(name)} is missing" for name in file_set.missing])
     for path in file_set.files:
-        here = path.stat()
+        here = status_of(path)
+        assert here is not None  # it was listed just now
         whole = promised.get(path.name)
         if whole is not None:
-            held = min(here.st_blocks * 512, whole)
+            held = min(here.held_nbytes, whole)
             seen.gaps.append(f"{path.name} is being fetched: {held:,} of {whole:,} bytes are here")
         try:
             catalog, end = read_part(path, file_set.format)
@@ -107,8 +114,8 @@ def _look(file_set: FileSet, promised: Mapping[str, int]) -> _Seen:
             if whole is None:
                 seen.gaps.append(f"{path.name} is cut short: {error.what}")
             continue
-        if end > here.st_size and whole is None:
-            seen.gaps.append(f"{path.name} is cut short: {here.st_size:,} of {end:,} bytes")
+        if end > here.nbytes and whole is None:
+            seen.gaps.append(f"{path.name} is cut short: {here.nbytes:,} of {end:,} bytes")
         seen.catalogs.append(catalog)
         seen.files.append(path)
     return seen

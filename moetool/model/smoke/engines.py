@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetool.joined import parts_of
 from moetool.model.device import available_nbytes, spelled
 from moetool.model.smoke import logits
 from moetool.model.smoke.checks import Check, judge
@@ -89,6 +90,8 @@ def answer(engine: Engine, subject: Subject, text: Text, dtype: torch.dtype) -> 
         return judge("L4", name, None, reason)
     # The first file of a GGUF, or the folder of a model for transformers.
     first = min(extent.path for extent in subject.checkpoint.catalog.extents.values())
+    if parts_of(first):
+        return judge("L4", name, None, "it reads no file that lies in parts")
     where = first if engine.module == "llama_cpp" else first.parent
     with TemporaryDirectory(prefix="moetool-") as folder:
         out = Path(folder) / "logits.npy"

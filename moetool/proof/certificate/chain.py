@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetool.joined import status_of
+from moetool.joined import status_of, whole_name
 from moetool.proof.certificate.link import Link
 from moetool.proof.certificate.record import read_record
 from moetool.release.manifest import list_claims, post_claim
@@ -76,7 +76,7 @@ def _torrent(subject: Subject, files: Files, when: str) -> Iterator[Link]:
     meta = subject.meta
     if meta is None:
         return
-    ours = {str(file.path) for file in meta.files}
+    ours = {whole_name(file.path) or file.path for file in meta.files}
     words = {str(entry.get("verified", NOT_COVERED)) for entry in files.values()}
     covered = bool(files) and {*files} <= ours and len(words) == 1
     word = words.pop() if covered else NOT_COVERED

@@ -17,6 +17,7 @@ from pathlib import Path
 from moetool.durable import sync_folder
 from moetool.errors import DigestMismatch, NoRoomOnDisk, SystemFault
 from moetool.extents import Extent, drop_from_cache
+from moetool.joined import on_disk
 from moetool.release.pieces import Piece, find_bad, read_extent
 from moetool.release.verify.coverage import Range, union
 
@@ -27,10 +28,10 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Files that may hold the bytes of others: ``places`` maps each file to its copy."""
+    """Files that may hold the bytes of others: ``places`` says where the copy of each begins."""
 
     name: str
-    places: Mapping[Path, Path]
+    places: Mapping[Path, tuple[Path, int]]
 
     def read(self, piece: Piece) -> list[bytes] | None:
         """The bytes of a piece, a block for each extent, if the copy has them right.
@@ -58,8 +59,10 @@ class Copy:
         return len(whole) == len(blocks) and piece.matches(whole)
 
     def _read(self, extent: Extent) -> bytes | None:
-        place = self.places.get(extent.path)
-        return read_extent(Extent(place, extent.offset, extent.nbytes)) if place else None
+        if extent.path not in self.places:
+            return None
+        path, start = self.places[extent.path]
+        return read_extent(Extent(path, start + extent.offset, extent.nbytes))
 
 
 def _mixtures(
@@ -136,15 +139,20 @@ class Mender:
         return tuple(changed)
 
     def _put(self, extent: Extent, block: bytes) -> None:
+        rest = memoryview(block)
+        for place in on_disk(extent):
+            self._put_in(place, rest[: place.nbytes])
+            rest = rest[place.nbytes :]
+
+    def _put_in(self, place: Extent, block: memoryview) -> None:
         try:
-            if extent.path not in self._open:
-                self._open[extent.path] = open_for_writing(extent.path, self._made)
+            if place.path not in self._open:
+                self._open[place.path] = open_for_writing(place.path, self._made)
             done = 0
-            while done < extent.nbytes:  # one pwrite takes at most 2 GiB on Linux
-                rest = memoryview(block)[done:]
-                done += os.pwrite(self._open[extent.path], rest, extent.offset + done)
+            while done < place.nbytes:  # one pwrite takes at most 2 GiB on Linux
+                done += os.pwrite(self._open[place.path], block[done:], place.offset + done)
         except OSError as error:
-            raise cannot_write(error, extent.path) from error
+            raise cannot_write(error, place.path) from error
 
     def _settle(self, group: Sequence[Healed]) -> None:
         """Sync what was written, read it back from the disk, and only then call it healed."""
@@ -159,7 +167,8 @@ class Mender:
         self._made.clear()
         for item in group:
             for extent in item.piece.extents:
-                drop_from_cache(extent)
+                for place in on_disk(extent):
+                    drop_from_cache(place)
         wrong = find_bad([item.piece for item in group])
         for item in group:
             if item.piece not in wrong:

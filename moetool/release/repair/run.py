@@ -30,6 +30,7 @@ from moetool.errors import (
     SystemFault,
     UsageFault,
 )
+from moetool.joined import on_disk, parts_of, status_of
 from moetool.release.pieces import Piece, count_pieces, find_bad, pieces_of
 from moetool.release.provenance import locked, read_origin
 from moetool.release.repair.mend import Copy, Healed, Mender, cannot_write, set_size
@@ -260,7 +261,7 @@ class _Repair:
 
     def _scratch_copy(self) -> Copy:
         sizes = self.meta.file_sizes(Path())
-        return Copy(str(self.scratch), {self.folder / p: self.scratch / p for p in sizes})
+        return Copy(str(self.scratch), {self.folder / p: (self.scratch / p, 0) for p in sizes})
 
     def _fit(self, bad: Sequence[Piece]) -> None:
         """Cut what is too long, make what is empty; a file that still lacks pieces stays short."""
@@ -300,7 +301,7 @@ class _Repair:
         Raises:
             Refused: a file that must change, or one of ours, is a link or lies behind one.
         """
-        paths = {extent.path for piece in bad for extent in piece.extents}
+        paths = {path for piece in bad for path in _written(piece)}
         paths |= {odd.path for odd in self.sizes} | {self.ours / "lock"}
         paths |= set(self.meta.file_sizes(self.scratch))
         home = self.folder.resolve()
@@ -321,7 +322,7 @@ class _Repair:
             NoRoomOnDisk: the files, or what is fetched for them, would not fit.
         """
         # Of a piece across files nobody knows yet which file is to be written.
-        paths = {p.extents[0].path for p in bad if len(p.extents) == 1}
+        paths = {path for p in bad if len(p.extents) == 1 for path in _written(p)}
         paths |= {odd.path for odd in self.sizes}
         shut = [path for path in sorted(paths) if path.exists() and not os.access(path, os.W_OK)]
         shut += [path for path in (self.folder, self.ours) if _is_shut(path)]
@@ -377,6 +378,19 @@ def _is_shut(folder: Path) -> bool:
 
 def _odd_sizes(meta: Metainfo, folder: Path) -> Iterator[OddSize]:
     for path, promised in meta.file_sizes(folder).items():
-        found = path.stat().st_size if path.exists() else None
+        status = status_of(path)
+        found = status.nbytes if status else None
+        if found != promised and parts_of(path):
+            raise Refused(
+                f"its parts hold {found} bytes together, {promised} are promised",
+                where=str(path),
+                hint="nobody knows which part is wrong: fetch the upload, or the release, again",
+            )
         if found != promised:
             yield OddSize(path, found, promised)
+
+
+def _written(piece: Piece) -> Iterator[Path]:
+    """The files to which a piece is written, the parts where one was cut."""
+    for extent in piece.extents:
+        yield from (place.path for place in on_disk(extent))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.errors import UsageFault
+from moetool.joined import part_names, status_of, whole_name
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.repair.mend import Copy
 from moetool.release.source import Source, judge_metadata, resolve_source
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moetool.release.torrent.metainfo import Metainfo
 
 
@@ -50,28 +54,44 @@ def copy_of(meta: Metainfo, folder: Path, other: Path) -> Copy:
     """Which file of a copy stands for which file of the release.
 
     A single file stands for the one of its name, else for the one of its size, else for the
-    largest. A file that is the very one to be repaired is no copy of it.
+    largest; a whole for the parts that it was cut in. A file that is the very one to be repaired
+    is no copy of it.
 
     Raises:
         UsageFault: it is not there, or holds no file of the release but those to be repaired.
     """
-    if not other.exists():
+    status = status_of(other)
+    if status is None:
         raise UsageFault("no such file or folder", where=str(other))
     sizes = meta.file_sizes(folder)
+    cut = [path for path in sizes if whole_name(path.name) == other.name]
     if other.is_dir():
-        places = {path: other / path.relative_to(folder) for path in sizes}
+        places = {path: _place(other / path.relative_to(folder), sizes, path) for path in sizes}
+    elif cut:
+        places = {path: _place(other.with_name(path.name), sizes, path) for path in cut}
     else:
-        size = other.stat().st_size
 
         def likeness(path: Path) -> tuple[bool, bool, int]:
-            return path.name == other.name, sizes[path] == size, sizes[path]
+            return path.name == other.name, sizes[path] == status.nbytes, sizes[path]
 
-        places = {max(sizes, key=likeness): other}
-    there = {path: place for path, place in places.items() if place.exists()}
-    apart = {
-        path: place for path, place in there.items() if not (path.exists() and path.samefile(place))
-    }
+        places = {max(sizes, key=likeness): (other, 0)}
+    there = {path: place for path, place in places.items() if status_of(place[0])}
+    apart = {path: place for path, place in there.items() if not _is_same(path, place[0])}
     if not apart:
         what = "is what is to be repaired" if there else "holds no file of the release"
         raise UsageFault(what, where=str(other), hint="--from wants another copy of it")
     return Copy(str(other), apart)
+
+
+def _place(there: Path, sizes: Mapping[Path, int], path: Path) -> tuple[Path, int]:
+    """Where the copy of a file begins; that of a part may be inside the whole."""
+    name = whole_name(path.name)
+    if there.exists() or name is None:
+        return there, 0
+    names = {other.name: other for other in sizes if other.parent == path.parent}
+    before = takewhile(lambda part: part != path.name, part_names(name, names))
+    return there.with_name(name), sum(sizes[names[part]] for part in before)
+
+
+def _is_same(path: Path, place: Path) -> bool:
+    return path.exists() and place.exists() and path.samefile(place)
