@@ -236,7 +236,7 @@ class Joins:
         cut: dict[Path, list[Path]] = {}
         for path in files:
             name = whole_name(path.name)
-            if name and path.with_name(name) not in files:
+            if name and not os.path.lexists(path.with_name(name)):
                 cut.setdefault(path.with_name(name), []).append(path)
         for whole, parts in cut.items():
             if not any(files[part] is not None and _size(part) != files[part] for part in parts):
@@ -251,14 +251,17 @@ class Joins:
             self.wholes[whole] = offset
 
     def files(self, files: Mapping[Path, int | None]) -> dict[Path, int | None]:
-        """The files with their promised sizes, each whole in place of its parts."""
+        """The files with their promised sizes, each whole in place of its parts.
+
+        What was promised of the whole itself counts more than the sum of what was found.
+        """
         joined: dict[Path, int | None] = {}
         for path, promised in files.items():
             place = self._places.get(path)
             if place is None:
                 joined[path] = promised
             else:
-                joined[place.path] = self.wholes[place.path]
+                joined.setdefault(place.path, self.wholes[place.path])
         return joined
 
     def claim(self, claim: Claim) -> Claim:

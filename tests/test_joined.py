@@ -69,8 +69,9 @@ def test_where_bytes_lie_and_back(folders, parts, data):
     start = data.draw(st.integers(0, len(whole) - 1))
     extent = Extent(path, start, data.draw(st.integers(1, len(whole) - start)))
     places = list(on_disk(extent))
-    assert b"".join(p.path.read_bytes()[p.offset : p.end] for p in places) == (
-        whole[extent.offset : extent.end]
+    assert (
+        b"".join(p.path.read_bytes()[p.offset : p.end] for p in places)
+        == (whole[extent.offset : extent.end])
     )
     joins = Joins({part: part.stat().st_size for part in parts_of(path)})
     assert joins.wholes == {path: len(whole)}

@@ -85,6 +85,16 @@ def far(tmp_path):
     return make
 
 
+def parts(folder):
+    """The raw form with its first file cut in parts, as some mirrors have it."""
+    raw(folder)
+    content = (folder / "consolidated.00.pth").read_bytes()
+    (folder / "consolidated.00.pth").unlink()
+    for number in range(12):
+        start, stop = (len(content) * n // 12 for n in (number, number + 1))
+        (folder / f"consolidated.00.pth-split{number}").write_bytes(content[start:stop])
+
+
 @pytest.mark.parametrize("fill", [raw, hf, gguf])
 def test_the_catalog_is_the_local_one(fill, far):
     folder, copies = far(fill)
@@ -103,6 +113,25 @@ def test_the_catalog_is_the_local_one(fill, far):
     assert {path.name for path in copies.iterdir()} == beside
     told = {name for name, _ in remote.told}
     assert {*found.files, *(beside - {"model.safetensors.index.json"})} == told
+
+
+def test_the_catalog_of_parts_is_that_of_the_whole(far):
+    folder, copies = far(parts)
+    remote = Folder(folder)
+    found = read_remote(remote, copies)
+    with open_checkpoint(folder) as local:
+        assert dict(found.catalog.tensors) == dict(local.catalog.tensors)
+        there, here = (
+            {name: (place.path.name, place.offset) for name, place in catalog.extents.items()}
+            for catalog in (found.catalog, local.catalog)
+        )
+        assert there == here
+    read = {name for name, source in remote.sources.items() if source.reads}
+    assert "consolidated.00.pth-split4" not in read  # weights and nothing else
+    del remote.sources["consolidated.00.pth-split5"]
+    with pytest.raises(BadHeader) as caught:
+        read_remote(remote, copies)
+    assert caught.value.findings == ("missing: consolidated.00.pth-split5",)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def survey(path: Path) -> Survey:
     directory = path if path.is_dir() else path.parent
     promised = _promised(directory)
     file_set = survey_files(path, promised)
-    seen = _look(file_set, promised)
+    seen = _look(file_set, _joined(promised))
     if not seen.gaps and len(seen.files) == len(file_set.files):
         try:
             return _whole(path, file_set, seen)
@@ -89,11 +89,15 @@ def _promised(directory: Path) -> Mapping[str, int]:
         return {}
     meta = read_recorded_torrent(directory)
     sizes = meta.file_sizes(directory) if meta else {}
-    promised: dict[str, int] = defaultdict(int)
-    for path, nbytes in sizes.items():
-        if path.parent == directory:
-            promised[whole_name(path.name) or path.name] += nbytes
-    return promised
+    return {path.name: nbytes for path, nbytes in sizes.items() if path.parent == directory}
+
+
+def _joined(promised: Mapping[str, int]) -> Mapping[str, int]:
+    """The sizes of the wholes in place of those of their parts."""
+    sizes: dict[str, int] = defaultdict(int)
+    for name, nbytes in promised.items():
+        sizes[whole_name(name) or name] += nbytes
+    return sizes
 
 
 def _look(file_set: FileSet, promised: Mapping[str, int]) -> _Seen:

@@ -130,27 +130,25 @@ class Mender:
         """Write the parts of a piece that differ from what lies there; the bytes that did."""
         changed: list[Extent] = []
         for extent, block in zip(piece.extents, blocks, strict=True):
-            spans = differing(read_extent(extent), block)
-            if spans:
-                changed += [
-                    Extent(extent.path, extent.offset + low, high - low) for low, high in spans
-                ]
-                self._put(extent, block)
+            at = 0
+            for place in on_disk(extent):
+                new = block[at : at + place.nbytes]
+                spans = differing(read_extent(place), new)
+                for low, high in spans:
+                    changed.append(Extent(extent.path, extent.offset + at + low, high - low))
+                if spans:
+                    self._put(place, new)
+                at += place.nbytes
         return tuple(changed)
 
-    def _put(self, extent: Extent, block: bytes) -> None:
-        rest = memoryview(block)
-        for place in on_disk(extent):
-            self._put_in(place, rest[: place.nbytes])
-            rest = rest[place.nbytes :]
-
-    def _put_in(self, place: Extent, block: memoryview) -> None:
+    def _put(self, place: Extent, block: bytes) -> None:
         try:
             if place.path not in self._open:
                 self._open[place.path] = open_for_writing(place.path, self._made)
             done = 0
             while done < place.nbytes:  # one pwrite takes at most 2 GiB on Linux
-                done += os.pwrite(self._open[place.path], block[done:], place.offset + done)
+                rest = memoryview(block)[done:]
+                done += os.pwrite(self._open[place.path], rest, place.offset + done)
         except OSError as error:
             raise cannot_write(error, place.path) from error
 

@@ -216,14 +216,16 @@ def _enter(
     name = claim.reference.partition("#")[0]
     matches = outcome.trouble is None and outcome.hex == claim.digest.hex
     excused = set() if matches else _excused(claim, ledgers)
+    counted: set[Path] = set()  # of parts that are one file, a piece may have two that lie apart
     for extent in claim.extents:
         ledger = ledgers.get(extent.path)
         if ledger is None:
             continue
         span = (extent.offset, extent.end)
         counts = ledger.counts[name, claim.digest.algorithm]
-        counts[0] += 1
-        counts[1] += matches
+        counts[0] += extent.path not in counted
+        counts[1] += matches and extent.path not in counted
+        counted.add(extent.path)
         counts[2] += extent.nbytes
         identity = identities[extent.path]
         match outcome.trouble:
