@@ -1,11 +1,13 @@
 """A file that was uploaded in parts, read as the one file that it is, without a second copy.
 
     consolidated.00.pth-split0  consolidated.00.pth-split1 ... consolidated.00.pth-split10
+    consolidated.safetensors.0  consolidated.safetensors.1 ... consolidated.safetensors.52
 
 The parts follow each other by number, where a listing sorts -split10 before -split2. The name of
 the whole stands for them wherever no file of that name is there: its offsets run through all parts,
-so headers, digests and damage are spoken of as if nobody had cut it.
-Hub mirrors of mixtral-8x7b-32kseqlen: open-compass/MixtralKit: README.md.
+so headers, digests and damage are spoken of as if nobody had cut it. Hub mirrors have these forms:
+someone13574/mixtral-8x7b-32kseqlen (open-compass/MixtralKit: README.md) and
+mistral-community/Mixtral-8x22B-v0.1-original (its listing).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from moetool.extents import ByteSource
 
-_PART = re.compile(r"(?P<whole>.*\.(?:pth|pt|safetensors|gguf))-split(?P<number>\d+)")
+_PART = re.compile(r"(?P<whole>.*\.(?:pth|pt|safetensors|gguf))(?P<mark>-split|\.)(?P<number>\d+)")
 MAX_PARTS = 10_000
 _SECTOR_NBYTES = 512  # the unit of st_blocks, whatever the file system's own is
 
@@ -43,20 +45,22 @@ def part_names(whole: str, names: Iterable[str]) -> tuple[str, ...]:
     """The parts of a file among the names of its folder, by number; empty where there are none.
 
     Raises:
-        BadHeader: a part is missing between others, or one number is written in two ways.
+        BadHeader: a part is missing between others, or the numbers are written in two ways.
     """
     numbered: dict[int, str] = {}
     wrong = []
+    mark = ""
     for name in sorted(names):
         match = _PART.fullmatch(name)
         if match is None or match["whole"] != whole:
             continue
         number = int(match["number"]) if len(match["number"]) < len(str(MAX_PARTS)) else -1
-        if str(number) != match["number"]:
-            wrong.append(f"not numbered 0, 1, 2 …: {name!a}")
+        mark = mark or match["mark"]
+        if str(number) != match["number"] or match["mark"] != mark:
+            wrong.append(f"not numbered 0, 1, 2 … like the others: {name!a}")
         numbered[number] = name
     count = max(numbered, default=-1) + 1
-    wrong += [f"missing: {whole}-split{n}" for n in range(count) if n not in numbered][:100]
+    wrong += [f"missing: {whole}{mark}{n}" for n in range(count) if n not in numbered][:100]
     if wrong:
         raise BadHeader(
             "the parts of the upload are not complete",

@@ -108,8 +108,8 @@ def test_a_whole_beside_its_parts_is_the_one_that_counts(tmp_path):
     [
         (["split0", "split2", "split3"], ["missing: {}-split1"]),
         (["split1"], ["missing: {}-split0"]),
-        (["split0", "split01"], ["not numbered 0, 1, 2 …: '{}-split01'"]),
-        (["split0", "split123456"], ["not numbered 0, 1, 2 …: '{}-split123456'"]),
+        (["split0", "split01"], ["not numbered 0, 1, 2 … like the others: '{}-split01'"]),
+        (["split0", "split123456"], ["not numbered 0, 1, 2 … like the others: '{}-split123456'"]),
     ],
 )
 def test_parts_that_are_not_all_there_are_refused_by_name(tmp_path, names, findings):
@@ -120,6 +120,22 @@ def test_parts_that_are_not_all_there_are_refused_by_name(tmp_path, names, findi
         open_file(tmp_path / WHOLE)
     assert [text.format(WHOLE) for text in findings] == list(caught.value.findings)
     assert caught.value.hint
+
+
+def test_parts_may_be_numbered_behind_a_dot(tmp_path):
+    """As in the raw mirror of 8x22B; not both ways at once, and a single NAME.1 is no upload."""
+    whole = "consolidated.safetensors"
+    for number in range(11):
+        (tmp_path / f"{whole}.{number}").write_bytes(b"%x" % number)
+    with open_file(tmp_path / whole) as file:
+        assert file.pread(0, 11) == b"0123456789a"
+    (tmp_path / f"{whole}-split11").write_bytes(b"b")
+    with pytest.raises(BadHeader) as caught:
+        open_file(tmp_path / whole)
+    assert caught.value.findings[0].endswith(f"like the others: '{whole}.0'")
+    with pytest.raises(BadHeader) as caught:
+        part_names("model.gguf", ["model.gguf.1"])
+    assert caught.value.findings == ("missing: model.gguf.0",)
 
 
 def test_an_absurd_number_costs_nothing():

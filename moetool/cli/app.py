@@ -32,6 +32,7 @@ from moetool.cli import (
     imatrix,
     inspect,
     publish,
+    releases,
     repair,
     scan,
     seed,
@@ -61,6 +62,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command("fetch")(fetch.fetch)
+app.command("releases")(releases.releases)
 app.command("verify")(verify.verify)
 app.command("repair")(repair.repair)
 app.command("publish")(publish.publish)

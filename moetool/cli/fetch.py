@@ -38,7 +38,12 @@ OutOption = Annotated[
 TrackerOption = Annotated[list[str] | None, typer.Option(help="Also ask this tracker")]
 PeerOption = Annotated[list[str] | None, typer.Option(help="Also ask this peer, as ADDRESS:PORT")]
 WebSeedsOption = Annotated[
-    bool, typer.Option("--web-seeds", help="Use the web seeds that the link names")
+    bool | None,
+    typer.Option(
+        "--web-seeds/--no-web-seeds",
+        help="Use the web seeds that the link names, or none; left out: those of a known release",
+        show_default=False,
+    ),
 ]
 PortOption = Annotated[
     int, typer.Option(min=0, max=65535, help="Accept peers on this port; 0: accept none")
@@ -65,7 +70,7 @@ def fetch(
     out: OutOption = None,
     tracker: TrackerOption = None,
     peer: PeerOption = None,
-    web_seeds: WebSeedsOption = False,
+    web_seeds: WebSeedsOption = None,
     port: PortOption = 0,
     max_down: MaxDownOption = 0,
     timeout: TimeoutOption = None,
@@ -93,10 +98,9 @@ def fetch(
     found = resolve_source(source)
     if release_md5:
         found = replace(found, release_md5=digits(release_md5))
-    options = swarm_options(
-        found.magnet.web_seeds if web_seeds else (), tracker, peer, port, max_down, timeout, no_dht
-    )
-    _tell_source(console, found, options.web_seeds)
+    seeds = seeds_of(found, wanted=web_seeds)
+    options = swarm_options(seeds, tracker, peer, port, max_down, timeout, no_dht)
+    _tell_source(console, found, seeds)
     if wish is not None:
         both = fetch_convert.run(console, found, out, wish, options)
         console.result(both, lambda: fetch_convert.render(console, both))
@@ -121,6 +125,17 @@ def told_how_to_go_on() -> Iterator[None]:
     except Interrupted as error:
         again = f"run again to go on: moetool {shlex.join(sys.argv[1:])}"
         raise Interrupted(error.what, exit_code=error.exit_code, hint=again) from error
+
+
+def seeds_of(source: Source, *, wanted: bool | None) -> tuple[str, ...]:
+    """The web seeds to use: a pasted link's only where it is said, a known release's unless not."""
+    known = source.release.web_seeds if source.release else ()
+    match wanted:
+        case None:
+            return known
+        case True:
+            return tuple(dict.fromkeys(known + source.magnet.web_seeds))
+    return ()
 
 
 def swarm_options(
@@ -191,8 +206,10 @@ def _tell_source(console: Console, source: Source, web_seeds: tuple[str, ...]) -
     for entry in source.repairs.trackers:
         now = f" -> {entry.tracker}" if entry.tracker else ""
         console.note(f"tracker {entry.outcome.value}: {safe(entry.pasted)}{safe(now)}")
-    if magnet.web_seeds and not web_seeds:
-        console.note(f"{len(magnet.web_seeds)} web seeds of the link not used (--web-seeds)")
+    for url in web_seeds:
+        console.note(f"web seed {safe(url)}, of whose bytes each piece is hashed")
+    if left := set(magnet.web_seeds).difference(web_seeds):
+        console.note(f"{len(left)} web seeds of the link not used (--web-seeds)")
     if source.release_md5:
         console.note(f"the post's RELEASE digest is {source.release_md5}")
 

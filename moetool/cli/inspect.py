@@ -50,7 +50,7 @@ def inspect(
     ] = False,
     tracker: TrackerOption = None,
     peer: PeerOption = None,
-    web_seeds: WebSeedsOption = False,
+    web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = None,
     no_dht: NoDhtOption = False,
     allow_http: AllowHttpOption = False,
@@ -64,7 +64,7 @@ def inspect(
     """
     console = Console(json, quiet)
     if path is None or not _is_remote(path):
-        if tracker or peer or web_seeds or timeout or no_dht or allow_http:
+        if tracker or peer or web_seeds is not None or timeout or no_dht or allow_http:
             raise UsageFault("options of the network for a checkpoint that is here")
         report = _local(console, Path(path) if path else None, context, tensors=tensors)
         console.result(report, lambda: _render(console, report))
@@ -73,7 +73,7 @@ def inspect(
 
         view = View(context, tensors)
         if _is_url(path):
-            if tracker or peer or web_seeds or no_dht:
+            if tracker or peer or web_seeds is not None or no_dht:
                 raise UsageFault("options of a swarm for an https address")
             found = _behind_url(console, path.strip(), timeout, view, allow_http=allow_http)
         else:
@@ -118,7 +118,7 @@ def _in_swarm(
     text: str,
     reach: tuple[list[str] | None, list[str] | None, float | None, bool],
     view: View,
-    web_seeds: bool,
+    web_seeds: bool | None,
 ) -> RemoteInspectReport:
     from moetool.cli.remote import REJOIN_S, STALL_S, inspect_torrent
 

@@ -71,7 +71,7 @@ def resolve(path: Path | None, console: Console) -> Path:
 
     here = Path.cwd()
     whole = any(match.is_file() for pattern in _WEIGHTS for match in here.glob(pattern))
-    if whole or any(whole_name(match.name) for match in here.glob("*-split0")):
+    if whole or any(whole_name(match.name) for match in here.iterdir()):
         console.note(f"using the checkpoint in the current folder, {here}")
         return here
     last = last_fetched()

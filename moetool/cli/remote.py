@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from moetool.arch.summary import SIDE_FILES, InspectReport, summarize
 from moetool.cli.console import Console, safe, size
-from moetool.cli.fetch import stages
+from moetool.cli.fetch import seeds_of, stages
 from moetool.errors import MoetoolError, UsageFault
 from moetool.formats.directory import is_weight_file
 from moetool.formats.remote import SMALL_FILES, RemoteFiles, read_remote
@@ -44,7 +44,7 @@ class View:
 
 
 def inspect_torrent(
-    console: Console, text: str, options: SwarmOptions, view: View, *, web_seeds: bool
+    console: Console, text: str, options: SwarmOptions, view: View, *, web_seeds: bool | None
 ) -> RemoteInspectReport:
     """Look into a torrent: a link as pasted, a .torrent file or the name of a known release.
 
@@ -53,8 +53,7 @@ def inspect_torrent(
     """
     source = resolve_source(text)
     _tell_repairs(console, source)
-    if web_seeds:
-        options = replace(options, web_seeds=source.magnet.web_seeds)
+    options = replace(options, web_seeds=seeds_of(source, wanted=web_seeds))
     with (
         stages(console) as on_progress,
         look_into(source, options, is_weight_file, on_progress) as look,

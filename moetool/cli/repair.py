@@ -18,6 +18,7 @@ from moetool.cli.fetch import (
     TimeoutOption,
     TrackerOption,
     WebSeedsOption,
+    seeds_of,
     stages,
     swarm_options,
     told_how_to_go_on,
@@ -66,7 +67,7 @@ def repair(
     offline: OfflineOption = False,
     tracker: TrackerOption = None,
     peer: PeerOption = None,
-    web_seeds: WebSeedsOption = False,
+    web_seeds: WebSeedsOption = None,
     port: PortOption = 0,
     max_down: MaxDownOption = 0,
     timeout: TimeoutOption = None,
@@ -87,12 +88,10 @@ def repair(
         raise UsageFault("--offline leaves nothing to take pieces from", hint="add --from OTHER")
     folder = _folder(resolve(path, console), console, torrent)
     source = find_source(folder, torrent)
-    links = source.magnet.web_seeds
-    options = swarm_options(
-        links if web_seeds else (), tracker, peer, port, max_down, timeout, no_dht
-    )
-    if links and not web_seeds and not offline:
-        console.note(f"{len(links)} web seeds of the link not used (--web-seeds)")
+    seeds = seeds_of(source, wanted=web_seeds)
+    options = swarm_options(seeds, tracker, peer, port, max_down, timeout, no_dht)
+    if (left := set(source.magnet.web_seeds).difference(seeds)) and not offline:
+        console.note(f"{len(left)} web seeds of the link not used (--web-seeds)")
     with told_how_to_go_on(), stages(console) as on_progress:
         report = run_repair(
             folder,

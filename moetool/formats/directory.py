@@ -2,7 +2,7 @@
 
     consolidated.00.pth  consolidated.01.pth ...       disjoint keys, numbered without a gap
     consolidated.00.pt   consolidated.01.pt ...        likewise (Mistral's hub upload)
-    consolidated.00.pth-split0 ... -split10            one file cut in parts (see `moetool.joined`)
+    consolidated.00.pth-split0, consolidated.safetensors.0 ...  cut in parts: `moetool.joined`
     consolidated.safetensors
     consolidated-00001-of-00003.safetensors ...
     model.safetensors

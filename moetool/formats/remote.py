@@ -92,7 +92,11 @@ def read_remote(remote: RemoteFiles, directory: Path, name: str | None = None) -
 def _find(remote: RemoteFiles, directory: Path, name: str | None) -> FileSet:
     """Which weight files there must be; all of them are missing, for none is here."""
     file_set = survey_files(directory / name if name else directory, remote.names)
-    absent = [] if name else [part for part in file_set.missing if not _parts(remote, part)]
+    absent = (
+        []
+        if name
+        else [part for part in file_set.missing if _parts(remote, part)[0] not in remote.names]
+    )
     if absent:
         raise BadHeader(
             f"{len(absent)} files of the checkpoint are missing",
@@ -110,12 +114,12 @@ def _copy(remote: RemoteFiles, name: str, directory: Path, limit: int) -> None:
 
 
 def _parts(remote: RemoteFiles, name: str) -> tuple[str, ...]:
-    """A file itself, or the parts that it was cut in; empty where there are neither."""
-    return (name,) if name in remote.names else part_names(name, remote.names)
+    """A file itself, or the parts that it was cut in."""
+    return (() if name in remote.names else part_names(name, remote.names)) or (name,)
 
 
 def _opened(remote: RemoteFiles, name: str) -> ByteSource:
-    sources = [_opened_part(remote, part) for part in _parts(remote, name) or (name,)]
+    sources = [_opened_part(remote, part) for part in _parts(remote, name)]
     whole = sources[0].path.with_name(name)
     return sources[0] if len(sources) == 1 else JoinedSource(whole, sources)
 

@@ -61,12 +61,23 @@ class Smoke:
 
 
 @dataclass(frozen=True, slots=True)
+class HubCopy:
+    """A hub repository (OWNER/NAME) that is said to carry a release's bytes, and in which form."""
+
+    repository: str
+    form: str
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """A release that is known by name and info-hash; None and empty mean not known."""
 
     name: str
     info_hash: str
     trackers: tuple[str, ...] = ()
+    web_seeds: tuple[str, ...] = ()
+    hub: tuple[HubCopy, ...] = ()
+    license: str | None = None  # as SPDX spells it
     files: tuple[ReleaseFile, ...] = ()
     release_md5: str | None = None
     post: Post | None = None
@@ -159,6 +170,15 @@ def by_info_hash(info_hash: str | None) -> Release | None:
     return next((item for item in known_releases() if item.info_hash == info_hash), None)
 
 
+def by_repository(repository: str) -> Release | None:
+    """Look a release up by a hub repository that carries it, whatever the case."""
+    wanted = repository.casefold()
+    return next(
+        (r for r in known_releases() for copy in r.hub if copy.repository.casefold() == wanted),
+        None,
+    )
+
+
 def known_slugs() -> dict[str, str]:
     """Every tracker's host by the t.co slug that hides it in a mangled link."""
     return {slug: host for item in known_releases() for slug, host in item.slugs.items()}
@@ -199,6 +219,9 @@ def _from_toml(text: str) -> Release:
         name=table["name"],
         info_hash=table["info_hash"],
         trackers=tuple(table.get("trackers", ())),
+        web_seeds=tuple(table.get("web_seeds", ())),
+        hub=tuple(HubCopy(**entry) for entry in table.get("hub", ())),
+        license=table.get("license"),
         files=tuple(_file(entry) for entry in table.get("files", ())),
         release_md5=table.get("release_md5"),
         post=Post(**post) if post else None,

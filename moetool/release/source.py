@@ -61,6 +61,11 @@ def resolve_source(text: str) -> Source:
     return replace(source, release_md5=md5)
 
 
+def magnet_of(release: Release) -> Magnet:
+    """The link of a known release, with all that is recorded of how to reach it."""
+    return Magnet(release.info_hash, None, release.name, release.trackers, release.web_seeds)
+
+
 def judge_metadata(source: Source, meta: Metainfo) -> Source:
     """Compare the metadata that the swarm gave with what is known of the release.
 
@@ -108,8 +113,7 @@ def reaching(magnet: Magnet, options: SwarmOptions) -> SwarmOptions:
 def _from_text(text: str) -> Source:
     if _looks_like_name(text):
         release = find_release(text)
-        magnet = Magnet(release.info_hash, None, release.name, release.trackers)
-        return Source(magnet, release=release)
+        return Source(magnet_of(release), release=release)
     magnet, repairs = find(text, slugs=known_slugs())
     known = by_info_hash(magnet.info_hash)
     if known is not None:
