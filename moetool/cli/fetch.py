@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetool.cli import fetch_convert
+from moetool.cli import fetch_convert, fetch_hub
 from moetool.cli.console import Console, duration, safe, size
 from moetool.cli.options import JsonOption, QuietOption
 from moetool.errors import Interrupted, UsageFault
@@ -28,7 +28,8 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A magnet link as pasted, a .torrent file, or the name of a known release",
+        help="A magnet link as pasted, a .torrent file, the name of a known release, or "
+        "hf:OWNER/NAME[@REVISION]",
     ),
 ]
 OutOption = Annotated[
@@ -76,6 +77,7 @@ def fetch(
     timeout: TimeoutOption = None,
     no_dht: NoDhtOption = False,
     release_md5: ReleaseMd5Option = None,
+    include: fetch_hub.IncludeOption = None,
     convert: fetch_convert.ConvertOption = None,
     convert_out: fetch_convert.ConvertOutOption = None,
     keep: fetch_convert.KeepOption = True,
@@ -85,13 +87,25 @@ def fetch(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Download a release from its swarm and prove every byte of it.
+    """Download a release from its swarm, or from a hub, and prove every byte of it.
 
     With --convert it is converted while it comes: the bytes are those of a conversion afterwards.
     """
+    from moetool.release.hub.address import is_address
     from moetool.release.source import resolve_source
 
     console = Console(json, quiet)
+    if is_address(source):
+        fetch_hub.refuse_swarm_options(
+            tracker=tracker, peer=peer, web_seeds=web_seeds, port=port, max_down=max_down,
+            no_dht=no_dht, convert=convert, convert_out=convert_out, no_keep=not keep,
+            layout=layout, dtype=dtype != "keep", max_shard_size=max_shard_size,
+        )  # fmt: skip
+        got = fetch_hub.run(console, source, out, include, timeout, release_md5)
+        console.result(got, lambda: fetch_hub.render(console, got))
+        return
+    if include:
+        raise UsageFault("--include is for hub repositories", hint="write hf:OWNER/NAME")
     wish = fetch_convert.ConvertWords(
         convert, convert_out, keep, layout, dtype, max_shard_size
     ).wish()

@@ -84,7 +84,7 @@ def verify(
     report = replace(
         report,
         trust=(
-            *trust_lines(report, subject.meta, subject.release),
+            *trust_lines(report, subject.meta, subject.release, subject.hub),
             *beside.trust_lines(),
         ),
         damaged=(*map(str, broken), *located(_wrong(report), catalogs, subject.folder)),

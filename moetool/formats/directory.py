@@ -32,11 +32,11 @@ from moetool.joined import open_file, parts_of, whole_name
 INDEX: Final = "model.safetensors.index.json"
 _SUFFIXES: Final = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors", ".gguf": "gguf"}
 _MAGICS: Final = {b"PK\x03\x04": "pth", b"\x80\x02\x8a\x0a": "pth", b"GGUF": "gguf"}
-_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>\w+)")
+SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>\w+)")
 _HF_SHARD: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 # Label of the form -> what the names of its files look like. A GGUF split is found by its names.
-_FORMS: Final = {
+FORMS: Final = {
     "consolidated.NN.pth": re.compile(r"consolidated\.\d{2}\.pth"),
     "consolidated.NN.pt": re.compile(r"consolidated\.\d{2}\.pt"),
     "consolidated.safetensors": re.compile(r"consolidated\.safetensors"),
@@ -100,7 +100,7 @@ def survey_files(path: Path, promised: Iterable[str] = ()) -> FileSet:
         raise UsageFault("no such file or directory", where=str(path))
     if path.name.endswith(".index.json"):
         return _indexed(path)
-    shard = _SHARD.fullmatch(path.name)
+    shard = SHARD.fullmatch(path.name)
     if shard and shard["suffix"] == "gguf":
         if int(shard["number"]) != 1:
             raise Refused(
@@ -119,6 +119,11 @@ def is_weight_file(name: str) -> bool:
     """Whether a file of that name can be of a checkpoint: its suffix is a format's."""
     name = whole_name(name) or name
     return Path(name).suffix in _SUFFIXES or name.endswith(".index.json")
+
+
+def is_hf_shard(name: str) -> bool:
+    """Whether a file of that name is a shard of which an index must speak."""
+    return _HF_SHARD.fullmatch(name) is not None
 
 
 def _format(path: Path) -> str:
@@ -167,12 +172,12 @@ def _in_directory(directory: Path, promised: frozenset[str]) -> FileSet:
     names = sorted(here | _joined(promised))
     present = {
         form: found
-        for form, pattern in _FORMS.items()
+        for form, pattern in FORMS.items()
         if (found := [name for name in names if pattern.fullmatch(name)])
     }
     match list(present):
         case [form] if form == INDEX and INDEX in here:
-            return _indexed(directory / INDEX, [n for n in names if _HF_SHARD.fullmatch(n)])
+            return _indexed(directory / INDEX, [n for n in names if is_hf_shard(n)])
         case [form] if form != INDEX:
             files = _expected(form, present[form], directory)
             return _file_set(directory, _SUFFIXES["." + files[0].rpartition(".")[2]], files, here)
@@ -197,11 +202,11 @@ def _expected(form: str, found: list[str], directory: Path) -> list[str]:
     if form.startswith("consolidated.NN"):
         last, suffix = found[-1].split(".")[1:]
         return [f"consolidated.{number:02d}.{suffix}" for number in range(int(last) + 1)]
-    if len(found) == 1 and not _SHARD.fullmatch(found[0]):
+    if len(found) == 1 and not SHARD.fullmatch(found[0]):
         return found
     sets = {}
     for name in found:
-        shard = _SHARD.fullmatch(name)
+        shard = SHARD.fullmatch(name)
         sets[(shard["stem"], shard["count"]) if shard else name] = shard
     shard = next(iter(sets.values()))
     if len(sets) != 1 or shard is None:
@@ -244,7 +249,7 @@ def _refuse_beyond(beyond: set[str], where: str) -> None:
 
 
 def _nothing(directory: Path, names: list[str]) -> Refused:
-    if any(_HF_SHARD.fullmatch(name) for name in names):
+    if any(map(is_hf_shard, names)):
         return BadHeader(
             f"holds shards without {INDEX}", where=str(directory), hint="fetch the index as well"
         )

@@ -5,6 +5,7 @@ manifest    RELEASE lists, and the releases we know (data/*.toml)
 source      what a user gave: link, .torrent file or known name
 torrent/    the file list, judged; the swarm (its session is the one door to it)
 verify/     a list of claims, settled in one read; what they prove
+hub/        a release from a hub of git repositories (its door is the one to it)
 peek/       a release looked into before it is downloaded
 fetch       source -> folder, every byte hashed
 live/       a download that is read while it comes

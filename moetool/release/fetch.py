@@ -156,10 +156,10 @@ class FetchJob:
             self._take_back()
             have = prepare(self.meta, self.partial, self.on_progress)
             report = self._complete(swarm, have)
-            write_origin(self.partial, self.meta, self._origin(fetched_at=_now()))
+            write_origin(self.partial, self.meta, self._origin(fetched_at=now()))
             record_digests(self.partial, report)
             self._publish()
-            return self._finish(_moved(report, self.partial, self.out), kept=sum(have))
+            return self._finish(moved(report, self.partial, self.out), kept=sum(have))
 
     def _refuse_foreign(self) -> None:
         """Only a folder that a fetch of the same torrent made may be touched."""
@@ -167,7 +167,7 @@ class FetchJob:
             if not folder.exists():
                 continue
             origin = read_origin(folder) if folder.is_dir() else None
-            fresh = folder == self.partial and folder.is_dir() and _holds_only_ours(folder)
+            fresh = folder == self.partial and folder.is_dir() and holds_only_ours(folder)
             if not fresh and (origin is None or origin.info_hashes != self.meta.hashes):
                 of = f" (it is {origin.name!a})" if origin else ""
                 raise OutputExists(
@@ -224,13 +224,13 @@ class FetchJob:
         for path in self.out.iterdir():
             if path.name != OUR_FOLDER:
                 path.rename(self.partial / path.name)
-        _remove_ours(self.out)
+        remove_ours(self.out)
         sync_folder(self.out.parent)
 
     def _drop_empty_partial(self) -> None:
         """Remove the folder that was only made to hold the lock."""
-        if _holds_only_ours(self.partial):
-            _remove_ours(self.partial)
+        if holds_only_ours(self.partial):
+            remove_ours(self.partial)
 
     def _publish(self) -> None:
         for path in self.meta.file_sizes(self.partial):
@@ -306,7 +306,7 @@ def checked(report: VerifyReport) -> VerifyReport:
     )
 
 
-def _remove_ours(folder: Path) -> None:
+def remove_ours(folder: Path) -> None:
     """Remove a folder that holds nothing but our records; another process may be quicker."""
     with contextlib.suppress(OSError):
         for path in (folder / OUR_FOLDER).iterdir():
@@ -315,14 +315,17 @@ def _remove_ours(folder: Path) -> None:
         folder.rmdir()
 
 
-def _holds_only_ours(folder: Path) -> bool:
+def holds_only_ours(folder: Path) -> bool:
+    """Whether a folder has nothing in it but our records."""
     return all(path.name == OUR_FOLDER for path in folder.iterdir())
 
 
-def _moved(report: VerifyReport, old: Path, new: Path) -> VerifyReport:
+def moved(report: VerifyReport, old: Path, new: Path) -> VerifyReport:
+    """The report on files whose folder was renamed."""
     files = tuple(replace(file, path=new / file.path.relative_to(old)) for file in report.files)
     return replace(report, files=files)
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC in ISO 8601."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from moetool.release.torrent.watch import Peer
 
 
+_HUB_HOSTS = {"huggingface.co", "hf.co", "www.huggingface.co"}
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A release to fetch: how to find it, and what is known of it beforehand.
@@ -125,8 +128,12 @@ def _from_text(text: str) -> Source:
 
 def _looks_like_name(text: str) -> bool:
     if text.strip().lower().startswith(("http://", "https://")):
+        parts = text.strip().split("/")
+        of_hub = parts[2].lower() in _HUB_HOSTS and len(parts) > 4  # noqa: PLR2004  # OWNER/NAME
+        hint = f"moetool fetch hf:{parts[3]}/{parts[4]}" if of_hub else None
         raise BadMagnet(
-            "an http address is no release", hint="paste the magnet link that the page shows"
+            "an http address is no release",
+            hint=hint or "paste the magnet link that the page shows",
         )
     try:
         find(text)

@@ -65,7 +65,7 @@ def links(path: Path, files: Files, root: str, when: str = RECORDED) -> tuple[Li
     """
     subject = find_subject(path)
     return (
-        Link("origin", "UNPROVEN", origin_words(subject.meta, subject.release)),
+        Link("origin", "UNPROVEN", origin_words(subject.meta, subject.release, subject.hub)),
         *_torrent(subject, files, when),
         *_content(subject, files, when),
         *_lineage(subject, root),

@@ -2,6 +2,7 @@
 
 md5 sha1 sha256   hashlib          crc32            zlib-ng, as zip archives use it
 xxh3_64 xxh3_128  xxhash           sha256-merkle    the tree of BEP 52
+git-blob          the name that git gives to a file's content
 """
 
 from __future__ import annotations
@@ -90,6 +91,24 @@ class Merkle:
         self._levels[height] = node
 
 
+class GitBlob:
+    """SHA-1 over "blob SIZE", a zero byte and the content, which is held: the size comes first."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+
+    def update(self, data: memoryview, /) -> None:
+        """Take the next bytes."""
+        self._content += data
+
+    def hexdigest(self) -> str:
+        """The object id in 40 hex digits."""
+        head = b"blob %d\0" % len(self._content)
+        return hashlib.sha1(head + self._content, usedforsecurity=False).hexdigest()
+
+
 HASHES: dict[str, Callable[[], Hash]] = {
     "md5": lambda: hashlib.md5(usedforsecurity=False),
     "sha1": lambda: hashlib.sha1(usedforsecurity=False),
@@ -98,4 +117,5 @@ HASHES: dict[str, Callable[[], Hash]] = {
     "xxh3_64": xxhash.xxh3_64,
     "xxh3_128": xxhash.xxh3_128,
     "sha256-merkle": Merkle,
+    "git-blob": GitBlob,
 }

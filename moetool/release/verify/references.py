@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool import __version__
 from moetool.joined import Joins
+from moetool.release.hub.listing import Listing, read_listing
 from moetool.release.manifest import Release, known_claims, list_claims, post_claim
 from moetool.release.torrent.metainfo import Metainfo, claims
 from moetool.release.verify.settle import FileVerdict, VerifyReport, Word
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from moetool.extents import Claim
 
 
-WEAK = {"md5": "MD5", "sha1": "SHA-1"}
+WEAK = {"md5": "MD5", "sha1": "SHA-1", "git-blob": "git's SHA-1"}
 
 
 def references(
@@ -26,7 +28,9 @@ def references(
     release: Release | None = None,
     release_md5: str | None = None,
 ) -> Iterator[Claim]:
-    """Every claim on the files of ``folder``: torrent, RELEASE list, known release, post.
+    """Every claim on the files of ``folder``: torrent, hub, RELEASE list, known release, post.
+
+    What a hub says is what a fetch from there has recorded in the folder.
 
     Args:
         folder: holds the release's files.
@@ -34,11 +38,12 @@ def references(
         release: the record of a known release.
         release_md5: the digest of the file RELEASE that the post gives.
     """
-    promised = meta.file_sizes(folder) if meta else {}
+    hub = read_listing(folder)
+    promised = meta.file_sizes(folder) if meta else hub.file_sizes(folder) if hub else {}
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()} | promised
     joins = Joins(dict.fromkeys(sizes) | promised)
     found = _references(folder, meta, sizes | joins.wholes, release, release_md5)
-    yield from map(joins.claim, found)
+    yield from map(joins.claim, chain(hub.claims(folder) if hub else (), found))
 
 
 def _references(
@@ -58,11 +63,14 @@ def _references(
 
 
 def trust_lines(
-    report: VerifyReport, meta: Metainfo | None, release: Release | None
+    report: VerifyReport,
+    meta: Metainfo | None,
+    release: Release | None,
+    hub: Listing | None = None,
 ) -> tuple[str, ...]:
     """Say what the checks prove and what they do not, a line each; the first word says of what."""
     lines = [f"content  {_content(file)}" for file in report.files]
-    lines.append(f"origin   UNPROVEN  {origin_words(meta, release)}")
+    lines.append(f"origin   UNPROVEN  {origin_words(meta, release, hub)}")
     used = {cover.algorithm for file in report.files for cover in file.coverage}
     weak = " and ".join(label for name, label in WEAK.items() if name in used)
     if weak:
@@ -88,7 +96,7 @@ def _content(file: FileVerdict) -> str:
     return f"{file.word.value}  {file.path.name}  {covers}"
 
 
-def origin_words(meta: Metainfo | None, release: Release | None) -> str:
+def origin_words(meta: Metainfo | None, release: Release | None, hub: Listing | None = None) -> str:
     """Say on what the trust in a release rests; nothing here can prove who made it."""
     if release and release.post and meta:
         return (
@@ -99,6 +107,12 @@ def origin_words(meta: Metainfo | None, release: Release | None) -> str:
         return (
             "the release carries no signature; trust rests on where the info-hash "
             f"{meta.hashes[0]} came from"
+        )
+    if hub:
+        known = f"; its bytes should be those of {release.name}" if release else ""
+        return (
+            f"no signature; trust rests on {hub.endpoint} and on who owns {hub.repository}, "
+            f"commit {hub.commit}{known}"
         )
     return "no reference from outside the files; nothing says who made them"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from moetool.errors import ReadFailed, Refused
 from moetool.joined import Joins, parts_of, status_of, whole_name
-from moetool.release.manifest import Release, by_info_hash, known_releases
+from moetool.release.hub.listing import Listing, read_listing
+from moetool.release.manifest import Release, by_info_hash, by_repository, known_releases
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.source import read_torrent_file
 from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo
@@ -31,6 +32,7 @@ class Subject:
     release: Release | None = None
     release_md5: str | None = None
     is_ours: bool = False
+    hub: Listing | None = None
 
     @property
     def nbytes(self) -> int:
@@ -44,7 +46,8 @@ def find_subject(
     """Gather the files and what is known of them.
 
     The torrent is the one given, else what a fetch recorded, else ``NAME.torrent`` beside the
-    folder. The record of a known release is found by info-hash, without a torrent by the folder's
+    folder; a hub's listing is what a fetch recorded. The record of a known release is found by
+    info-hash, by the hub repository that carries it, else by the folder's
     name. One file is judged alone, with what the records say of it.
 
     Raises:
@@ -55,10 +58,11 @@ def find_subject(
     path = path.absolute()  # extents of one file are told apart by their paths
     folder = path if path.is_dir() else path.parent
     meta = _find_torrent(folder, torrent)
-    origin = read_origin(folder)
-    release = by_info_hash(meta.info_hash) if meta else _named(folder.name)
+    origin, hub = read_origin(folder), read_listing(folder)
+    named = by_repository(hub.repository) if hub else _named(folder.name)
+    release = by_info_hash(meta.info_hash) if meta else named
     files: dict[Path, int | None] = dict.fromkeys(_regular_files(path))
-    promised = meta.file_sizes(folder) if meta else {}
+    promised = meta.file_sizes(folder) if meta else hub.file_sizes(folder) if hub else {}
     if path.is_dir():
         files |= promised
     else:
@@ -74,7 +78,8 @@ def find_subject(
         meta=meta,
         release=release,
         release_md5=release_md5 or recorded,
-        is_ours=origin is not None and path.is_dir(),
+        is_ours=(origin is not None or hub is not None) and path.is_dir(),
+        hub=hub,
     )
 
 
