@@ -223,6 +223,15 @@ def _quiet_constants() -> Any:  # noqa: ANN401  # a module whose values are set
     return constants
 
 
+_NOT_FOR_ALL = "look at the spelling; for a private one set HF_TOKEN or run: hf auth login"
+
+
+def _refused_by_status(status: int, where: str) -> NetworkFault:
+    denied = status in {401, 403}
+    hint = _NOT_FOR_ALL if denied else "try again later; with HF_TOKEN a hub allows more"
+    return NetworkFault(f"the hub says {status}", where=where, hint=hint)
+
+
 @contextmanager
 def _told(endpoint: str, repository: str, revision: str | None) -> Iterator[None]:
     """Say in our words why a hub does not give something.
@@ -247,10 +256,8 @@ def _told(endpoint: str, repository: str, revision: str | None) -> Iterator[None
         hint = f"accept its terms at {where}, then set HF_TOKEN or run: hf auth login"
         raise NetworkFault("the repository is gated", where=where, hint=hint) from error
     except RepositoryNotFoundError as error:
-        hint = "look at the spelling; for a private one set HF_TOKEN or run: hf auth login"
-        raise NetworkFault(
-            "no such repository, or a private one", where=where, hint=hint
-        ) from error
+        what = "no such repository, or a private one"
+        raise NetworkFault(what, where=where, hint=_NOT_FOR_ALL) from error
     except RevisionNotFoundError as error:
         hint = f"leave @{revision} out, or give a branch, a tag or a whole commit"
         raise NetworkFault(f"no revision {revision}", where=where, hint=hint) from error
@@ -258,9 +265,7 @@ def _told(endpoint: str, repository: str, revision: str | None) -> Iterator[None
         hint = "unset HF_HUB_OFFLINE"
         raise NetworkFault("HF_HUB_OFFLINE forbids it", where=where, hint=hint) from error
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        hint = "try again later; with HF_TOKEN a hub allows more"
-        raise NetworkFault(f"the hub says {status}", where=where, hint=hint) from error
+        raise _refused_by_status(int(error.response.status_code), where) from error
     except (HTTPError, LocalEntryNotFoundError) as error:
         what = f"cannot be reached: {type(error).__name__} {ascii(str(error)[:200])[1:-1]}"
         hint = "look at the network and at HF_ENDPOINT, and run the same command again"

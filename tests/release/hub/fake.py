@@ -58,8 +58,8 @@ class FakeHub:
             entry = {"rfilename": path, "size": len(data), "blobId": git_blob(data)}
             if self.is_lfs(path):
                 sha256 = hashlib.sha256(data).hexdigest()
-                entry |= {"blobId": "0" * 40,
-                          "lfs": {"sha256": sha256, "size": len(data), "pointerSize": 130}}  # fmt: skip
+                stored = {"sha256": sha256, "size": len(data), "pointerSize": 130}
+                entry |= {"blobId": "0" * 40, "lfs": stored}
             siblings.append(entry)
         return {"id": self.repository, "sha": self.commit, "siblings": siblings, "private": False,
                 "tags": [], "downloads": 0, "likes": 0}  # fmt: skip
@@ -72,9 +72,10 @@ class FakeHub:
         return data
 
 
-def _handler(hub: FakeHub):
+def _handler(hub: FakeHub):  # noqa: C901  # a server is its routes
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_HEAD(self):
             self._serve(head=True)
@@ -104,7 +105,9 @@ def _handler(hub: FakeHub):
 
         def _file(self, name, *, head, stored):
             data = hub.content(name)
-            etag = hashlib.sha256(hub.files[name]).hexdigest() if hub.is_lfs(name) else git_blob(data)
+            etag = (
+                hashlib.sha256(hub.files[name]).hexdigest() if hub.is_lfs(name) else git_blob(data)
+            )
             headers = {"X-Repo-Commit": hub.commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes",
                        "X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag}"'}  # fmt: skip
             if hub.storage and not stored:
