@@ -22,6 +22,7 @@ from moetool.formats.directory import FileSet, survey_files
 from moetool.formats.merge import merge
 from moetool.formats.rules import shown
 from moetool.joined import status_of, whole_name
+from moetool.release.hub.listing import read_listing
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.tensors import Buffer, Catalog, DType, TensorInfo, main_dtype
 
@@ -84,11 +85,10 @@ def survey(path: Path) -> Survey:
 
 def _promised(directory: Path) -> Mapping[str, int]:
     """Names and sizes of the files that a fetch which has not ended will bring."""
-    origin = read_origin(directory)
-    if origin is None or origin.fetched_at is not None:
-        return {}
-    meta = read_recorded_torrent(directory)
-    sizes = meta.file_sizes(directory) if meta else {}
+    origin, hub = read_origin(directory), read_listing(directory)
+    coming = read_recorded_torrent(directory) if origin and origin.fetched_at is None else None
+    listed = coming or (hub if hub and hub.fetched_at is None else None)
+    sizes = listed.file_sizes(directory) if listed else {}
     return {path.name: nbytes for path, nbytes in sizes.items() if path.parent == directory}
 
 

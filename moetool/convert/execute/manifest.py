@@ -22,6 +22,7 @@ from moetool.convert.execute.row_blocks import spans
 from moetool.convert.execute.seal import read_sealed, sealed
 from moetool.errors import BadHeader
 from moetool.extents import Claim, Digest, Extent
+from moetool.release.hub.listing import read_listing
 from moetool.release.provenance import read_origin
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ def describe_source(
     origin = read_origin(folder) if folder is not None else None
     if origin is not None:
         found |= {"magnet": origin.magnet, "info_hashes": list(origin.info_hashes)}
+    hub = read_listing(folder) if folder is not None else None
+    if hub is not None:
+        found |= {"hub": {"repository": hub.repository, "commit": hub.commit}}
     return found
 
 
@@ -137,6 +141,10 @@ class Manifest:
         hashes = ", ".join(map(str, self.source.get("info_hashes") or ()))
         if hashes:
             yield f"source   NOT COVERED  the source came from torrent {hashes}: {made}"
+        hub = self.source.get("hub")
+        if isinstance(hub, dict):
+            place = f"hf:{hub.get('repository')} at commit {hub.get('commit')}"
+            yield f"source   NOT COVERED  the source came from {place}: {made}"
 
     def claims(self, folder: Path, catalogs: Sequence[Catalog]) -> Iterator[Claim]:
         """A claim for each file, and for the blocks of each tensor that the headers still place."""

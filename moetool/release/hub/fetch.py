@@ -195,7 +195,8 @@ class _HubJob:
                 where=str(self.partial),
                 hint="free some room and run the same command again; what is here is kept",
             )
-        for file in self.listing.files:
+        # Small files first: what the tensors mean is here while these come, for plans.
+        for file in sorted(self.listing.files, key=lambda file: file.nbytes):
 
             def tell(nbytes: int, name: str = file.path) -> None:
                 nonlocal done

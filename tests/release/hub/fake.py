@@ -37,6 +37,7 @@ class FakeHub:
     breaks: int = 1 << 30  # how often
     ignores_ranges: bool = False
     flipped: str | None = None  # served with another byte than the listing promises
+    silent: str | None = None  # of this file's bytes none comes
     listing: object = None  # instead of the true one
     storage: str = ""  # where files are redirected to; by default the hub serves them itself
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -114,6 +115,9 @@ def _handler(hub: FakeHub):  # noqa: C901  # a server is its routes
                 return self._say(302, b"", {**headers, "Location": f"{hub.storage}/storage/{name}"})
             if head:
                 return self._say(200, b"", headers, length=len(data))
+            if name == hub.silent:
+                self.close_connection = True
+                return None
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
             if asked and not hub.ignores_ranges:
                 start = int(asked[1])
