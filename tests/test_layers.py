@@ -30,7 +30,8 @@ def test_help_loads_nothing_heavy(words):
     """A start loads neither torch nor numpy, libtorrent or sentencepiece, nor rich."""
     code = (
         "import sys; from moetool.cli.app import run; run(sys.argv[1:]);"
-        "print([m for m in ('torch', 'numpy', 'libtorrent', 'sentencepiece', 'rich')"
+        "print([m for m in ('torch', 'numpy', 'libtorrent', 'sentencepiece', 'rich',"
+        " 'huggingface_hub')"
         " if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True,

@@ -15,7 +15,7 @@ import typer
 from moetool.cli import fetch_convert, fetch_hub
 from moetool.cli.console import Console, duration, safe, size
 from moetool.cli.options import JsonOption, QuietOption
-from moetool.errors import Interrupted, UsageFault
+from moetool.errors import Interrupted, NetworkFault, UsageFault
 
 if TYPE_CHECKING:
     from moetool.release.fetch import FetchReport
@@ -127,8 +127,22 @@ def _run(console: Console, source: Source, out: Path | None, options: SwarmOptio
     """Fetch with progress."""
     from moetool.release.fetch import fetch as run_fetch
 
-    with told_how_to_go_on(), stages(console) as on_progress:
+    with told_how_to_go_on(), told_where_else(source), stages(console) as on_progress:
         return run_fetch(source, out, options, on_progress=on_progress)
+
+
+@contextmanager
+def told_where_else(source: Source) -> Iterator[None]:
+    """Let a swarm that gives nothing end with the hub repositories that carry the release."""
+    try:
+        yield
+    except NetworkFault as error:
+        copies = source.release.hub if source.release else ()
+        words = [error.hint or "", *(f"moetool fetch hf:{copy.repository}" for copy in copies)]
+        hint = "; or ".join(filter(None, words))
+        raise type(error)(
+            error.what, where=error.where, hint=hint, findings=error.findings
+        ) from error
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -156,3 +159,34 @@ def test_a_hub_that_falls_silent_is_6_and_a_dry_run_plans_meanwhile(moetool, hub
     assert plan["gaps"] == ["'consolidated.00.pth' is missing"]
     hub.silent = None
     moetool("fetch", "hf:somebody/small-moe", check=0)
+
+
+def test_a_process_that_is_terminated_keeps_what_came(moetool, tmp_path, monkeypatch):
+    """143 in seconds, with the command; the next run asks for the rest alone."""
+    weights = os.urandom(1 << 20) * 12
+    with serving(FakeHub({"consolidated.00.pth": weights, "params.json": b"{}"})) as hub:
+        prepare(monkeypatch, tmp_path, hub.url)
+        hub.holds_after = 11 << 20
+        words = ["fetch", "hf:somebody/small-moe", "--out", "here"]
+        path = tmp_path / "here.partial" / "consolidated.00.pth"
+        with subprocess.Popen(
+            [sys.executable, "-m", "moetool", *words], cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as child:  # fmt: skip
+            until = time.monotonic() + 60
+            while not (path.exists() and path.stat().st_size):
+                assert time.monotonic() < until, child.poll()
+                time.sleep(0.05)
+            child.send_signal(signal.SIGTERM)
+            _, told = child.communicate(timeout=30)
+        assert child.returncode == 143, told
+        assert "Traceback" not in told
+        assert "moetool fetch hf:somebody/small-moe --out here" in told
+        here = path.stat().st_size
+        assert 0 < here < len(weights)
+        hub.held.set()
+        hub.asked.clear()
+        moetool(*words, check=0)
+        assert hub.ranges == [f"bytes={here}-"]
+        assert (tmp_path / "here" / "consolidated.00.pth").read_bytes() == weights
+    close()

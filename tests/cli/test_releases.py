@@ -12,7 +12,7 @@ import pytest
 from moetool.cli.fetch import seeds_of
 from moetool.release import manifest, source
 from moetool.release.magnet import Magnet, parse
-from moetool.release.manifest import Release, known_releases
+from moetool.release.manifest import HubCopy, Release, known_releases
 from moetool.release.source import Source, resolve_source
 
 NAMES = [release.name for release in known_releases()]
@@ -126,3 +126,12 @@ def test_web_seeds_of_a_link_are_used_only_where_it_is_said():
     assert seeds_of(both, wanted=None) == ("https://b.example/",)
     assert set(seeds_of(both, wanted=True)) == {"https://a.example/", "https://b.example/"}
     assert seeds_of(both, wanted=False) == ()
+
+
+def test_a_silent_swarm_ends_with_the_hub_copies(moetool, published, monkeypatch):
+    copies = (HubCopy("somebody/small-moe", "whole"),)
+    known = Release(published.meta.name, published.meta.info_hash, hub=copies)
+    for module in (manifest, source):
+        monkeypatch.setattr(module, "known_releases", lambda: (known,))
+    done = moetool("fetch", published.meta.info_hash, "--no-dht", "--timeout", "0.5", check=6)
+    assert "or moetool fetch hf:somebody/small-moe" in done.stderr

@@ -38,6 +38,8 @@ class FakeHub:
     ignores_ranges: bool = False
     flipped: str | None = None  # served with another byte than the listing promises
     silent: str | None = None  # of this file's bytes none comes
+    holds_after: int | None = None  # bytes of a body, then nothing until `held` is set
+    held: threading.Event = field(default_factory=threading.Event)
     listing: object = None  # instead of the true one
     storage: str = ""  # where files are redirected to; by default the hub serves them itself
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -139,7 +141,12 @@ def _handler(hub: FakeHub):  # noqa: C901  # a server is its routes
                 self.wfile.flush()
                 self.close_connection = True
                 return
-            self.wfile.write(body)
+            if hub.holds_after is not None and len(body) > hub.holds_after:
+                self.wfile.write(body[: hub.holds_after])
+                hub.held.wait(30)
+                body = body[hub.holds_after :]
+            with contextlib.suppress(OSError):  # the other side has left
+                self.wfile.write(body)
 
         def log_message(self, *_):
             pass

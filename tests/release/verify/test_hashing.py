@@ -132,3 +132,18 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Refused, match="regular"):
         read_digests([Wanted((Extent(tmp_path / "pipe", 0, 5),), "md5")])
+
+
+@pytest.mark.parametrize("nbytes", [0, 6, 3 * hashing.BLOCK_NBYTES + 1])
+def test_a_git_blob_has_the_name_that_git_gives(tmp_path, nbytes):
+    """As `git hash-object` has it: known answers, and the definition for more than one block."""
+    path = tmp_path / "x"
+    path.write_bytes(b"hello\n" if nbytes == 6 else bytes(nbytes))
+    want = Wanted((Extent(path, 0, nbytes),), "git-blob")
+    found = read_digests([want])[want].hex
+    known = {
+        0: "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
+        6: "ce013625030ba8dba906f756967f9e9ca394464a",
+    }
+    data = path.read_bytes()
+    assert found == known.get(nbytes, hashlib.sha1(b"blob %d\0" % nbytes + data).hexdigest())
