@@ -183,9 +183,6 @@ class _HubJob:
             held -= rotten
 
     def _download(self) -> None:
-        for file in self.listing.files:
-            if self._size(file) > file.nbytes:
-                (self.partial / file.path).unlink()
         done = sum(map(self._size, self.listing.files))
         total = self.listing.nbytes
         if bytes_free(self.partial) < (total - done) * ROOM:

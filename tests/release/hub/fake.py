@@ -35,6 +35,7 @@ class FakeHub:
     error_code: str | None = None
     breaks_after: int | None = None  # bytes of a body, then the connection ends
     breaks: int = 1 << 30  # how often
+    gives_at_most: int | None = None  # bytes in one answer, which says so
     ignores_ranges: bool = False
     flipped: str | None = None  # served with another byte than the listing promises
     silent: str | None = None  # of this file's bytes none comes
@@ -44,6 +45,7 @@ class FakeHub:
     storage: str = ""  # where files are redirected to; by default the hub serves them itself
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     tokens: list[tuple[str, str | None]] = field(default_factory=list)
+    agents: set[str | None] = field(default_factory=set)
     url: str = ""
 
     @property
@@ -89,6 +91,7 @@ def _handler(hub: FakeHub):  # noqa: C901  # a server is its routes
         def _serve(self, *, head):
             path = unquote(urlsplit(self.path).path)
             hub.asked.append((self.command, path, self.headers.get("Range")))
+            hub.agents.add(self.headers.get("User-Agent"))
             host = self.headers["Host"]
             hub.tokens.append((f"{host}{path}", self.headers.get("Authorization")))
             if hub.status != 200:
@@ -124,8 +127,8 @@ def _handler(hub: FakeHub):  # noqa: C901  # a server is its routes
             if asked and not hub.ignores_ranges:
                 start = int(asked[1])
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-                return self._say(206, data[start:], headers)
-            return self._say(200, data, headers)
+                return self._say(206, data[start:][: hub.gives_at_most], headers)
+            return self._say(200, data[: hub.gives_at_most], headers)
 
         def _say(self, status, body, headers, length=None):
             self.send_response(status)

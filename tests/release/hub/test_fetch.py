@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import socket
 
 import pytest
@@ -69,6 +70,7 @@ def test_the_checkpoint_comes_with_what_explains_it_and_every_byte_is_covered(hu
 def test_nothing_is_asked_but_the_listing_and_the_files(hub, fetch):
     """No word about this machine, no other route: huggingface_hub has some of its own."""
     fetch()
+    assert all(re.fullmatch(r"moetool/\S+; hf_hub/\S+; python/\S+", text) for text in hub.agents)
     paths = {path for _, path, _ in hub.asked}
     assert paths == {f"/api/models/{hub.repository}/revision/main"} | {
         f"/{hub.repository}/resolve/{hub.commit}/{name}" for name in WANTED
@@ -155,8 +157,17 @@ def test_a_server_without_ranges_gives_it_from_the_start(hub, fetch, tmp_path):
     with pytest.raises(Interrupted):
         fetch(on_progress=_stop_at(90_000))
     hub.ignores_ranges = True
+    done = []
+    fetch(on_progress=lambda progress: done.append(progress) if progress.stage == "download" else 0)
+    assert same(tmp_path / "got", hub)
+    assert done[-1].bytes_done == done[-1].bytes_total == sum(len(hub.files[n]) for n in WANTED)
+
+
+def test_a_server_that_gives_little_at_a_time_is_asked_as_often_as_it_takes(hub, fetch, tmp_path):
+    hub.gives_at_most = 7_000
     fetch()
     assert same(tmp_path / "got", hub)
+    assert len(hub.ranges) > 20
 
 
 def _stop_at(nbytes):
