@@ -14,6 +14,7 @@ from moetool.release import manifest, source
 from moetool.release.magnet import Magnet, parse
 from moetool.release.manifest import HubCopy, Release, known_releases
 from moetool.release.source import Source, resolve_source
+from moetool.release.torrent.serve import seed
 
 NAMES = [release.name for release in known_releases()]
 
@@ -78,37 +79,62 @@ def test_what_is_recorded_keeps_its_form():
 
 @pytest.fixture
 def web_seed(published):
-    """A web server with the folder of the release, by ranges (BEP 19)."""
-    paths = []
+    """A web server with the folder of the release, by ranges (BEP 19), and how it misbehaves."""
+    paths, faults = [], set()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             paths.append(self.path)
+            if "lacks RELEASE" in faults and self.path.endswith("RELEASE"):
+                return self.send_error(404)
             data = (published.folder.parent / self.path.lstrip("/")).read_bytes()
+            if "has other bytes" in faults:
+                data = bytes(byte ^ 1 for byte in data)
             low, high = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {low}-{high}/{len(data)}")
             self.send_header("Content-Length", str(high + 1 - low))
             self.end_headers()
-            self.wfile.write(data[low : high + 1])
+            return self.wfile.write(data[low : high + 1])
 
         def log_message(self, *_):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", paths
+    yield f"http://127.0.0.1:{server.server_port}/", paths, faults
     server.shutdown()
     server.server_close()
+
+
+def know(monkeypatch, published, **more):
+    """Let the small release be a known one."""
+    known = Release(published.meta.name, published.meta.info_hash, **more)
+    for module in (manifest, source):
+        monkeypatch.setattr(module, "known_releases", lambda: (known,))
+
+
+@pytest.mark.parametrize("fault", ["lacks RELEASE", "has other bytes", "is not there"])
+def test_a_web_seed_that_is_no_good_does_not_keep_the_swarm_from_giving(
+    moetool, published, web_seed, monkeypatch, fault
+):
+    """What a mirror of some files, of another release, or one that has gone looks like."""
+    url, _, faults = web_seed
+    faults.add(fault)
+    know(monkeypatch, published, web_seeds=(url if fault in faults - {"is not there"} else CLOSED,))
+    with seed(published.torrent, published.folder) as seeder:
+        done = moetool("fetch", published.torrent, "--peer", seeder.peer, "--no-dht", check=0)
+    assert done.stdout.startswith("MATCH")
+
+
+CLOSED = "http://127.0.0.1:9/"
 
 
 def test_the_web_seeds_of_a_known_release_are_used_unless_refused(
     moetool, published, web_seed, monkeypatch
 ):
-    url, paths = web_seed
-    known = Release(published.meta.name, published.meta.info_hash, web_seeds=(url,))
-    for module in (manifest, source):
-        monkeypatch.setattr(module, "known_releases", lambda: (known,))
+    url, paths, _ = web_seed
+    know(monkeypatch, published, web_seeds=(url,))
     words = ["fetch", published.torrent, "--no-dht", "--timeout", "2"]
     moetool(*words, "--no-web-seeds", check=6)
     assert paths == []
@@ -129,9 +155,14 @@ def test_web_seeds_of_a_link_are_used_only_where_it_is_said():
 
 
 def test_a_silent_swarm_ends_with_the_hub_copies(moetool, published, monkeypatch):
-    copies = (HubCopy("somebody/small-moe", "whole"),)
-    known = Release(published.meta.name, published.meta.info_hash, hub=copies)
-    for module in (manifest, source):
-        monkeypatch.setattr(module, "known_releases", lambda: (known,))
+    know(monkeypatch, published, hub=(HubCopy("somebody/small-moe", "whole"),))
     done = moetool("fetch", published.meta.info_hash, "--no-dht", "--timeout", "0.5", check=6)
     assert "or moetool fetch hf:somebody/small-moe" in done.stderr
+
+
+def test_a_web_seed_alone_with_other_bytes_is_named(moetool, published, web_seed, monkeypatch):
+    url, _, faults = web_seed
+    faults.add("has other bytes")
+    know(monkeypatch, published, web_seeds=(url,))
+    done = moetool("fetch", published.torrent, "--no-dht", "--timeout", "3", check=6)
+    assert "sent bad pieces and are banned" in done.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from moetool.release.pieces import count_pieces
 from moetool.release.resume import fill_out
@@ -63,6 +66,9 @@ def single_pieces(
 class Stay:
     """A torrent in a session; it is joined anew where libtorrent has banned a good peer.
 
+    Web seeds are the first to go: an address that lies in a link, or in our own table, may hold
+    another release, and each piece that it shares with a peer counts against that peer.
+
     ``priorities`` has a number for each piece, 0 where it is not asked for; None asks for all.
     """
 
@@ -74,11 +80,13 @@ class Stay:
     seen: Seen = field(init=False)
     handle: Any = None
     _dog: Watchdog = field(init=False)
+    _web_seeds: tuple[str, ...] = field(init=False)
     _spent: int = 0  # payload bytes before it was joined anew
     _came: int = 0
 
     def __post_init__(self) -> None:
         self.seen = Seen(met=set(self.swarm.met))
+        self._web_seeds = self.swarm.options.web_seeds
         self._dog = Watchdog(self.swarm.options.stall_timeout_s, self.swarm.options.rejoin_after_s)
 
     def join(self, have: Sequence[bool]) -> None:
@@ -101,7 +109,7 @@ class Stay:
             self.handle.connect_peer(dog.asked)
             return
         adding.trackers = list(options.trackers)
-        adding.url_seeds = list(options.web_seeds)
+        adding.url_seeds = list(self._web_seeds)
         adding.banned_peers = sorted(dog.guilty)
         adding.peers = sorted(self.seen.met - dog.guilty)
         self.handle = self.swarm.add(adding, without=dog.guilty)
@@ -138,6 +146,9 @@ class Stay:
                 return
             self.on_progress(progress_of(status, self.meta, why_nothing_comes(sample)))
             swarm.try_harder(self.handle, sample, dog)
+            if self._must_drop_web_seeds():
+                self._rejoin(status)
+                continue
             match dog.judge(sample):
                 case Decision.GIVE_UP:
                     raise stalled(sample, swarm.options.stall_timeout_s)
@@ -147,9 +158,26 @@ class Stay:
                     dog.rejoined(sample.now_s)
                 case Decision.GO_ON:
                     continue
-            self._spent += self._came
-            swarm.session.remove_torrent(self.handle)
-            self.join(status.pieces)
+            self._rejoin(status)
+
+    def _rejoin(self, status: lt.torrent_status) -> None:
+        self._spent += self._came
+        self.swarm.session.remove_torrent(self.handle)
+        self.join(status.pieces)
+
+    def _must_drop_web_seeds(self) -> bool:
+        """Whether somebody was banned while web seeds gave pieces: then go on with peers alone.
+
+        Where nobody else gives anything, libtorrent's own choice among them stands.
+        """
+        if not self._web_seeds or not self._dog.suspects:
+            return False
+        if self.seen.met.union(self.swarm.options.peers) <= _addresses(self._web_seeds):
+            self._dog.convict()
+            return False
+        self._dog.forgive()
+        self._web_seeds = ()
+        return True
 
     def rested(self) -> None:
         """Begin to wait anew: for a while nothing was asked for, so nothing could come."""
@@ -159,3 +187,15 @@ class Stay:
         """What it took so far."""
         banned = tuple(sorted(self._dog.banned))
         return Downloaded(self._spent + self._came, banned, self.seen.failed_pieces)
+
+
+def _addresses(urls: Sequence[str]) -> set[Peer]:
+    """What web seeds are called where they are spoken of as peers."""
+    found: set[Peer] = set()
+    for url in urls:
+        with suppress(OSError, ValueError):  # a name that nobody knows gave nothing either
+            parts = urlsplit(url)
+            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+            places = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+            found |= {(str(place[4][0]), port) for place in places}
+    return found

@@ -98,6 +98,15 @@ class Watchdog:
         if self.asked is not None:
             self.guilty.add(self.asked)
 
+    def forgive(self) -> None:
+        """Suspect nobody any longer: something else is likelier to have sent the bad piece."""
+        self.suspects.clear()
+
+    def convict(self) -> None:
+        """Question nobody of those that were banned: they are known to give nothing else."""
+        self._questioned.update(self.suspects)
+        self.suspects.clear()
+
     def judge(self, sample: Sample) -> Decision:
         """Decide; a new peer, a byte or a piece since the last sample means patience."""
         if sample.payload > self._payload:
