@@ -175,6 +175,8 @@ class Hub:
         except UsageFault as error:
             hint = "set HF_ENDPOINT to the https address of a hub, or unset it"
             raise UsageFault(error.what, where=error.where, hint=hint) from error
+        except NetworkFault as error:
+            raise NetworkFault(error.what, where=error.where, hint=_UNREACHED) from error
 
     def _judge(self, location: str) -> None:
         """Refuse storage that only this machine can reach: a server must not send us there."""
@@ -223,6 +225,7 @@ def _quiet_constants() -> Any:  # noqa: ANN401  # a module whose values are set
     return constants
 
 
+_UNREACHED = "look at the network, HF_ENDPOINT and HTTPS_PROXY, and run the same command again"
 _NOT_FOR_ALL = "look at the spelling; for a private one set HF_TOKEN or run: hf auth login"
 
 
@@ -268,8 +271,7 @@ def _told(endpoint: str, repository: str, revision: str | None) -> Iterator[None
         raise _refused_by_status(int(error.response.status_code), where) from error
     except (HTTPError, LocalEntryNotFoundError) as error:
         what = f"cannot be reached: {type(error).__name__} {ascii(str(error)[:200])[1:-1]}"
-        hint = "look at the network and at HF_ENDPOINT, and run the same command again"
-        raise NetworkFault(what, where=where, hint=hint) from error
+        raise NetworkFault(what, where=where, hint=_UNREACHED) from error
     except OSError as error:
         if error.errno is not None:  # the disk's, not that of a body that ended early
             raise

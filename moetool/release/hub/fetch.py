@@ -146,8 +146,8 @@ class _HubJob:
                     if holds_only_ours(self.partial):
                         remove_ours(self.partial)
                     return self._finish(checked(report), already=True)
-                self._take_back()
             write_listing(self.partial, self.listing)
+            self._take_back()
             report = self._complete()
             write_listing(self.partial, replace(self.listing, fetched_at=now()))
             record_digests(self.partial, report)
@@ -240,6 +240,8 @@ class _HubJob:
 
     def _take_back(self) -> None:
         """Undo the publication of a folder that has bad bytes; see `release.fetch`."""
+        if not self.out.exists():
+            return
         for path in self.out.iterdir():
             if path.name != OUR_FOLDER:
                 path.rename(self.partial / path.name)

@@ -27,7 +27,7 @@ from moetool.release.hub import fetch as hub_fetch
 from moetool.release.hub.address import parse_address
 from moetool.release.hub.door import Hub
 from moetool.release.hub.fetch import fetch_from_hub
-from moetool.release.hub.listing import read_listing
+from moetool.release.hub.listing import read_listing, write_listing
 from moetool.release.manifest import HubCopy, Release, ReleaseFile
 from moetool.release.provenance import locked
 from tests.release.hub.conftest import WANTED
@@ -207,6 +207,19 @@ def test_a_complete_folder_that_was_damaged_since_is_mended(hub, fetch, tmp_path
     assert {path.rpartition("/")[2] for _, path, _ in hub.asked} == {PART}
 
 
+def test_a_folder_that_was_being_mended_when_the_power_went_is_taken_up(hub, fetch, tmp_path):
+    """Some files are back in OUT.partial, some still in OUT: both say from what they are."""
+    fetch()
+    out, partial = tmp_path / "got", tmp_path / "got.partial"
+    write_listing(partial, read_listing(out))
+    for name in ("RELEASE", PART):
+        (out / name).rename(partial / name)
+    hub.asked.clear()
+    assert fetch().verification.verdict.value == "MATCH"
+    assert same(out, hub)
+    assert hub.asked == []
+
+
 def test_digests_of_the_known_release_count_for_the_whole(hub, fetch, monkeypatch):
     weights = b"".join(hub.files[f"consolidated.00.pth-split{n}"] for n in range(3))
 
@@ -272,6 +285,17 @@ def test_without_a_network_it_is_6(hub, fetch, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(NetworkFault, match="cannot be reached") as caught:
             fetch()
+    assert "HF_ENDPOINT" in caught.value.hint
+
+
+def test_a_hub_without_an_address_is_6(hub, fetch, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(NetworkFault, match="no address for the host") as caught:
+        fetch()
     assert "HF_ENDPOINT" in caught.value.hint
 
 
