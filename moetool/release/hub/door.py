@@ -127,7 +127,7 @@ class Hub:
     ) -> None:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public
 
         headers = build_hf_headers(library_name="moetool", library_version=__version__)
         url = hf_hub_url(
@@ -213,8 +213,10 @@ def _quiet_constants() -> Any:  # noqa: ANN401  # a module whose values are set
     """
     try:
         from huggingface_hub import constants
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it is public
+            disable_progress_bars,
+        )
         from huggingface_hub.utils.logging import set_verbosity
-        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise UsageFault(
             "hub repositories need the huggingface_hub package", hint=f"pip install '{PACKAGE}'"
