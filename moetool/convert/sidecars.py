@@ -80,8 +80,7 @@ def sidecars(
         vocabulary = read_vocabulary(tokenizer)
         files["tokenizer.json"] = _json(tokenizer_json(vocabulary), indent=None)
         files["tokenizer_config.json"] = _json(
-            tokenizer_config(vocabulary, args.max_seq_len)
-            | ({"chat_template": chat_template} if chat_template is not None else {})
+            tokenizer_config(vocabulary, args.max_seq_len, chat_template)
         )
     index = shard_index(plan)
     if index is not None:

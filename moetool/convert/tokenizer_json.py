@@ -68,13 +68,17 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(vocabulary: Vocabulary, max_seq_len: int) -> dict[str, Any]:
+def tokenizer_config(
+    vocabulary: Vocabulary, max_seq_len: int, chat_template: str | None = None
+) -> dict[str, Any]:
     """Write what transformers wants to know beside tokenizer.json.
 
     ``split_special_tokens``: the text "<s>" typed by a user is three characters to sentencepiece,
-    never the control token.
+    never the control token. A template spells control tokens as text, so with one it is false:
+    transformers knows one setting for both.
     """
     pieces = vocabulary.pieces
+    template = {} if chat_template is None else {"chat_template": chat_template}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
@@ -85,7 +89,8 @@ def tokenizer_config(vocabulary: Vocabulary, max_seq_len: int) -> dict[str, Any]
         "unk_token": pieces[vocabulary.unk_id],
         "pad_token": None,
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
+        "split_special_tokens": chat_template is None,
+        **template,
     }
 
 

@@ -1,9 +1,14 @@
 """transformers loads what we convert: same logits, same text, same token ids."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+
+from moetool.convert.job import open_source, prepare
+from moetool.convert.targets import find_target
+from moetool.formats import open_checkpoint
 
 pytestmark = pytest.mark.oracle
 transformers = pytest.importorskip("transformers", reason="the clients extra is not installed")
@@ -13,10 +18,6 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(scope="module", params=["hf", "hf-fused"])
 def converted(request, tmp_path_factory, tiny_release):
     """The trained tiny release, converted from raw, in several shards."""
-    from moetool.convert.job import open_source, prepare
-    from moetool.convert.targets import find_target
-    from moetool.formats import open_checkpoint
-
     out = tmp_path_factory.mktemp("converted") / request.param
     target = find_target("safetensors", request.param)
     with open_checkpoint(tiny_release) as checkpoint:
@@ -152,9 +153,6 @@ def test_what_transformers_saves_is_what_we_wrote(converted, tmp_path):
 
 def test_the_fused_layout_is_what_transformers_holds_in_memory(converted, tmp_path):
     """state_dict of the loaded model, name for name and bit for bit."""
-    from moetool.convert.job import open_source, prepare
-    from moetool.convert.targets import find_target
-    from moetool.formats import open_checkpoint
 
     loaded = transformers.MixtralForCausalLM.from_pretrained(converted, dtype=torch.bfloat16)
     with open_checkpoint(converted) as checkpoint:
@@ -180,9 +178,6 @@ def dense(tmp_path_factory):
 
 def test_a_dense_mistral_of_transformers_goes_to_raw_and_back(dense, tmp_path):
     """Bit-identical after raw .pth and after GGUF, and loaded again with the same config."""
-    from moetool.convert.job import open_source, prepare
-    from moetool.convert.targets import find_target
-    from moetool.formats import open_checkpoint
 
     expected, source = tensors_of(dense), dense
     for step, words in enumerate([("pth", None), ("gguf", None), ("safetensors", "hf")]):
@@ -200,9 +195,6 @@ def test_a_dense_mistral_of_transformers_goes_to_raw_and_back(dense, tmp_path):
 
 def test_a_dense_mistral_has_transformers_logits_in_our_runner(dense, tmp_path):
     """Through our raw .pth, beyond the window: one SwiGLU for each layer, no router."""
-    from moetool.convert.job import open_source, prepare
-    from moetool.convert.targets import find_target
-    from moetool.formats import open_checkpoint
     from moetool.model.load import open_weights
     from moetool.model.mixtral import Transformer
 
@@ -220,3 +212,20 @@ def test_a_dense_mistral_has_transformers_logits_in_our_runner(dense, tmp_path):
         ours = Transformer(recognized.args, weights)
         logits = ours.forward(tokens, ours.new_cache(80))
     assert (logits - expected).abs().max() < 1e-4 * max(1.0, float(expected.std()))
+
+
+def test_control_tokens_of_a_chat_template_are_tokens(tiny_release, tmp_path):
+    """A template spells them as text, and transformers takes them for what they are."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_release, source)
+    (source / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{{ eos_token }}"
+        "{% endfor %}"
+    )
+    with open_checkpoint(source) as checkpoint:
+        target = find_target("safetensors", None)
+        prepare(open_source(checkpoint), target, tmp_path / "hf").run()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], return_dict=False)
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert not {1, 2} & set(ids[1:-1])
