@@ -16,6 +16,7 @@ quant/        block codecs of GGUF
 convert/      from one convention and format to another
 model/        the reference and the runner
 proof/        is it the same model, and where exactly is it not
+experts/      what the router does, and what an expert is worth
 cli/          one module per command, named as it is typed
 """
 
