@@ -34,6 +34,7 @@ from moetool.cli import (
     publish,
     releases,
     repair,
+    route,
     scan,
     seed,
     selftest,
@@ -77,6 +78,7 @@ app.command("certify")(certify.certify)
 app.command("smoke-test")(smoke_test.smoke_test)
 app.command("generate")(generate.generate)
 app.command("eval")(eval_command.evaluate)
+app.command("route")(route.route)
 app.command("imatrix")(imatrix.imatrix)
 app.command("tiny")(tiny.tiny)
 app.command("demo")(demo.demo)

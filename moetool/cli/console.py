@@ -101,6 +101,14 @@ class Console:
         if not self.json:
             self._print(self._stdout, text, style)
 
+    def pieces(self, parts: Sequence[tuple[str, str | None]]) -> None:
+        """Print a line of the result whose pieces have styles of their own; nothing with --json."""
+        if not self.json:
+            from rich.text import Text
+
+            line = Text.assemble(*((text, style or "") for text, style in parts))
+            self._stdout.print(line, soft_wrap=True)
+
     def note(self, text: str, style: str | None = None) -> None:
         """Say something on stderr; silent with --quiet."""
         if not self.quiet:

@@ -27,6 +27,7 @@ MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 4096
 LARGEST = 4 << 30  # bytes of values: 32 k tokens of a vocabulary of 32 k, in float32
 TYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
+INTEGERS = {"|i1": torch.int8, "<i2": torch.int16, "<i4": torch.int32}  # written only
 _ITEM = re.compile(
     r"\s*'(descr|fortran_order|shape)'\s*:\s*('[^']{0,16}'|True|False|\([\d, ]{0,64}\))\s*,?"
 )
@@ -89,8 +90,14 @@ def _parse(header: bytes, where: str) -> tuple[torch.dtype, tuple[int, ...]]:
 
 def write_floats(path: Path, values: Tensor) -> None:
     """Write an array as float32."""
+    path.write_bytes(to_npy(values.float()))
+
+
+def to_npy(values: Tensor) -> bytes:
+    """The bytes of a .npy file with an array of small integers or floats."""
+    kinds = {made: kind for kind, made in (INTEGERS | TYPES).items()}
     shape = ", ".join(map(str, values.shape)) + ("," if values.dim() == 1 else "")
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}"
+    text = f"{{'descr': '{kinds[values.dtype]}', 'fortran_order': False, 'shape': ({shape}), }}"
     text += " " * (-(len(MAGIC) + 4 + len(text) + 1) % 64) + "\n"  # numpy aligns the values so
     head = MAGIC + bytes([1, 0]) + struct.pack("<H", len(text)) + text.encode()
-    path.write_bytes(head + to_bytes(values.float()))
+    return head + bytes(to_bytes(values))
