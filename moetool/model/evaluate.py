@@ -103,7 +103,7 @@ def evaluate(
     sums, theirs, apart = _Sums(), _Sums(), _Apart()
     done = 0
     # Windows of a group go through the weights together: each layer is read once for all of them.
-    for group in in_groups(_windows(tokens, window), TOGETHER):
+    for group in in_groups(windows(tokens, window), TOGETHER):
         ours = _timed(model, group, sums)
         if other is None:
             for window_T, logits_TV in zip(group, ours, strict=True):
@@ -120,7 +120,8 @@ def evaluate(
     return Scores(sums.score(), theirs.score(), apart.distance())
 
 
-def _windows(tokens: Sequence[int], size: int) -> Iterator[Tensor]:
+def windows(tokens: Sequence[int], size: int) -> Iterator[Tensor]:
+    """Cut a text; a last token that stands alone has nothing to be scored by."""
     for at in range(0, len(tokens), size):
         piece = tokens[at : at + size]
         if len(piece) > 1:

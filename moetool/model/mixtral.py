@@ -242,9 +242,13 @@ class Transformer:
         addend_TD = self._swiglu(layer, None, torch.split(x_TD, CHUNK), probe)
         return h_TD + self._joined(addend_TD).to(h_TD.dtype)
 
-    def _mixture(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
+    def route(self, layer: int, x_TD: Tensor) -> Routing:
+        """Choose the experts of a layer for rows that its norm has scaled."""
         gate_ED = self.weights[f"layers.{layer}.feed_forward.gate.weight"]
-        routing = route(x_TD, gate_ED, self.args.n_experts_per_tok)
+        return route(x_TD, gate_ED, self.args.n_experts_per_tok)
+
+    def _mixture(self, layer: int, x_TD: Tensor, probe: Probe | None) -> Tensor:
+        routing = self.route(layer, x_TD)
         if probe:
             probe.inputs(layer, ("gate",), x_TD)
             probe.routed(layer, routing)
