@@ -29,6 +29,22 @@ def test_every_command_has_help_and_a_place_in_the_documentation(command):
     assert f"moetool {command.name}" in shown
 
 
+@pytest.mark.parametrize(
+    ("group", "command"),
+    [
+        (group.typer_instance.info.name, command)
+        for group in app.registered_groups
+        for command in group.typer_instance.registered_commands
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_every_command_of_a_group_too(group, command):
+    """The same of those that stand behind another word."""
+    assert command.callback.__doc__
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert f"moetool {group} {command.name}" in shown
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_are_alive(page):
     """Every relative link leads to a file."""

@@ -26,6 +26,7 @@ from moetool.cli import (
     certify,
     demo,
     diff,
+    experts,
     fetch,
     generate,
     identity,
@@ -79,6 +80,7 @@ app.command("smoke-test")(smoke_test.smoke_test)
 app.command("generate")(generate.generate)
 app.command("eval")(eval_command.evaluate)
 app.command("route")(route.route)
+app.add_typer(experts.app)
 app.command("imatrix")(imatrix.imatrix)
 app.command("tiny")(tiny.tiny)
 app.command("demo")(demo.demo)

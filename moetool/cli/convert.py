@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,14 @@ import typer
 
 from moetool.cli.certify import render_certificate
 from moetool.cli.console import Column, Console, duration, size
-from moetool.cli.options import JsonOption, PathArgument, QuietOption, parse_size, resolve
+from moetool.cli.options import (
+    JsonOption,
+    PathArgument,
+    QuietOption,
+    again_with,
+    parse_size,
+    resolve,
+)
 from moetool.cli.plan_table import render_plan
 from moetool.cli.quantising import (
     EmbeddingTypeOption,
@@ -138,12 +144,12 @@ def convert(
     source = resolve(path, console)
     with open_checkpoint(source) as checkpoint:
         job = prepared(open_source(checkpoint), checkpoint.directory)
-        again = _again(source, job.out, to=to, layout=layout, max_shard_size=max_shard_size,
-                       dtype=dtype, imatrix=imatrix, tensor_type=tensor_type,
-                       output_type=output_type, embedding_type=embedding_type, pure=pure,
-                       allow_overflow=allow_overflow, force=force,
-                       no_readback=not readback, no_certificate=not certificate, json=json,
-                       quiet=quiet)  # fmt: skip
+        again = again_with(
+            "convert", source, job.out, to=to, layout=layout, max_shard_size=max_shard_size,
+            dtype=dtype, imatrix=imatrix, tensor_type=tensor_type, output_type=output_type,
+            embedding_type=embedding_type, pure=pure, allow_overflow=allow_overflow, force=force,
+            no_readback=not readback, no_certificate=not certificate, json=json, quiet=quiet,
+        )  # fmt: skip
         manner = Manner(force=force, restart=restart, readback=readback, again=again)
         report = _run(console, job, checkpoint, manner, certificate=certificate)
     console.result(report, lambda: _render(console, report, _title(job)))
@@ -210,21 +216,6 @@ def _fetched_or_coming(path: Path | None) -> Path | None:
     """The path, or the folder in which a fetch that has not ended gathers what will be there."""
     coming = path.with_name(path.name + _PARTIAL) if path and path.name else None
     return coming if path and coming and coming.is_dir() and not path.exists() else path
-
-
-def _again(source: Path, out: Path, **options: object) -> str:
-    """The command that goes on from any folder: as it was given, without --restart."""
-    words = ["moetool", "convert", str(source.absolute()), "--out", str(out)]
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        match value:
-            case True:
-                words.append(flag)
-            case str() | Path():
-                words += [flag, str(value)]
-            case [*values]:
-                words += [word for one in values for word in (flag, str(one))]
-    return shlex.join(words)
 
 
 def _title(job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,3 +83,31 @@ def resolve(path: Path | None, console: Console) -> Path:
         )
     console.note(f"using the release fetched last, {last}")
     return last
+
+
+def must_exist(*paths: Path | None) -> None:
+    """Refuse files or folders that are named and not there.
+
+    Raises:
+        UsageFault: with the first of them.
+    """
+    for path in paths:
+        if path is not None and not path.exists():
+            raise UsageFault(
+                "no such file or folder", where=str(path), hint=f"see what is in {path.parent}"
+            )
+
+
+def again_with(command: str, source: Path, out: Path, **options: object) -> str:
+    """The command that goes on from any folder: as it was given, without --restart."""
+    words = ["moetool", *command.split(), str(source.absolute()), "--out", str(out)]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        match value:
+            case True:
+                words.append(flag)
+            case str() | Path() | int() if value is not False:
+                words += [flag, str(value)]
+            case [*values]:
+                words += [word for one in values for word in (flag, str(one))]
+    return shlex.join(words)

@@ -11,7 +11,14 @@ import typer
 
 from moetool.cli.console import Console, safe
 from moetool.cli.heat_map import png, svg
-from moetool.cli.options import JsonOption, PathArgument, QuietOption, parse_size, resolve
+from moetool.cli.options import (
+    JsonOption,
+    PathArgument,
+    QuietOption,
+    must_exist,
+    parse_size,
+    resolve,
+)
 from moetool.cli.page import check_target
 from moetool.cli.route_text import cache_cells, link_titles, render_route, shares
 from moetool.cli.running import (
@@ -148,8 +155,7 @@ def route(
     links = [parse_size(each, "--bandwidth") or 1 for each in bandwidth or LINKS]
     held = parse_size(memory_bandwidth, "--memory-bandwidth") or 1
     content = _content(text, prompt, continued)
-    if compare and not compare.exists():
-        raise UsageFault("no such file or folder", where=str(compare))
+    must_exist(compare)
     where = resolve(path, console)
     with ExitStack() as stack:
         opened = stack.enter_context(running(where, device, dtype, memory))
@@ -177,8 +183,7 @@ def _content(text: Path | None, prompt: str | None, continued: int) -> str:
         return prompt or ""
     if continued:
         raise UsageFault("--continue goes behind a --prompt, not a file", hint="give --prompt")
-    if not text.exists():
-        raise UsageFault("no such file or folder", where=str(text))
+    must_exist(text)
     return read_text(text)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -81,7 +81,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A prepared conversion."""
+    """A prepared conversion.
+
+    ``edit``: what was changed in the model before, which decides the output; ``measured``: what is
+    known of that change. The manifest has both.
+    """
 
     source: Source
     target: Target
@@ -90,6 +94,8 @@ class Job:
     allow_overflow: bool = False
     max_shard_nbytes: int | None = None
     recipe: Recipe | None = None
+    edit: Mapping[str, object] = field(default_factory=dict)
+    measured: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -173,8 +179,9 @@ class Job:
             checkpoint.catalog, found, self.plan, file_headers, side_files, self._options()
         )
         return Order(
-            checkpoint, self.source.path.name, self.plan, file_headers, side_files, work, self.out
-        )
+            checkpoint, self.source.path.name, self.plan, file_headers, side_files, work, self.out,
+            self.measured,
+        )  # fmt: skip
 
     def past(self) -> Past:
         """What the journal of an earlier run of this very work claims; nothing of any other."""
@@ -194,6 +201,7 @@ class Job:
             "dtype": self.plan.main_dtype.label,
             "max_shard_nbytes": self.max_shard_nbytes,
             **(self.recipe.options() if self.recipe else {}),
+            **self.edit,
         }
 
 

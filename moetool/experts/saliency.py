@@ -14,7 +14,7 @@ cheap guesses of what losing an expert costs: `moetool.experts.ablate` measures 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -130,22 +130,12 @@ def saliencies(
     return observer.saliencies()
 
 
-def keep_best(
-    found: Sequence[ExpertSaliency], n_kept: int, criterion: str
-) -> tuple[tuple[int, ...], ...]:
-    """The experts of each layer to keep, in their old order; of equal ones the lower number stays.
+def keep_best(worth: Mapping[tuple[int, int], float], n_kept: int) -> tuple[tuple[int, ...], ...]:
+    """The experts of each layer that are worth most, in their old order.
 
-    Raises:
-        UsageFault: there is no such criterion.
+    ``worth``: by layer and expert; of equal ones the lower number stays.
     """
-    layers: dict[int, list[ExpertSaliency]] = {}
-    for one in found:
-        layers.setdefault(one.layer, []).append(one)
-    return tuple(
-        tuple(
-            sorted(
-                one.expert for one in sorted(experts, key=lambda one: -one.by(criterion))[:n_kept]
-            )
-        )
-        for _, experts in sorted(layers.items())
-    )
+    layers = sorted({layer for layer, _ in worth})
+    ranked = sorted(worth, key=lambda place: (-worth[place], place[1]))
+    chosen = [[expert for at, expert in ranked if at == layer][:n_kept] for layer in layers]
+    return tuple(tuple(sorted(experts)) for experts in chosen)

@@ -82,7 +82,7 @@ def select(
         UsageFault: layers or experts that are not there, or are named twice; too few; another
             count in one layer than in the next.
     """
-    _refuse_impossible(recognized, kept)
+    refuse_impossible(recognized, kept)
     args = replace(recognized.args, n_experts=len(kept[0]))
     layout = expand(recognized.convention, args)
     seen = Recognized(recognized.architecture, recognized.convention, args, layout)
@@ -150,7 +150,12 @@ def _untouched(catalog: Catalog, gathered: set[str]) -> tuple[Claim, ...]:
     )
 
 
-def _refuse_impossible(recognized: Recognized, kept: Kept) -> None:
+def refuse_impossible(recognized: Recognized, kept: Kept) -> None:
+    """Refuse what no file can hold or no token can be routed in.
+
+    Raises:
+        UsageFault: with all that is wrong.
+    """
     args = recognized.args
     findings = []
     if len(kept) != args.n_layers:

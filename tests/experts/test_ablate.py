@@ -85,15 +85,15 @@ def test_windows_and_groups_add_up(model, tokens, monkeypatch):
 
 
 def test_the_best_are_kept_in_their_order():
-    """The lower number stays where two are equal; each criterion has its own ranking."""
-    rows = [ExpertSaliency(0, e, 1, reap, 5 - reap, 0.0, 0.0)
-            for e, reap in enumerate((1.0, 3.0, 0.0, 3.0))]  # fmt: skip
-    assert keep_best(rows, 2, "reap") == ((1, 3),)
-    assert keep_best(rows, 2, "norm") == ((0, 2),)
-    assert keep_best(rows, 3, "mass") == ((0, 1, 2),)
+    """The lower number stays where two are worth the same; a layer is judged by itself."""
+    worth = {(0, 0): 1.0, (0, 1): 3.0, (0, 2): 0.0, (0, 3): 3.0,
+             (1, 0): 0.0, (1, 1): 0.0, (1, 2): 0.0, (1, 3): 0.1}  # fmt: skip
+    assert keep_best(worth, 2) == ((1, 3), (0, 3))
+    assert keep_best(worth, 3) == ((0, 1, 3), (0, 1, 3))
+    one = ExpertSaliency(0, 0, 1, 1.0, 2.0, 3.0, 4.0)
+    assert [one.by(criterion) for criterion in CRITERIA] == [1, 2, 3, 4]
     with pytest.raises(UsageFault, match="no criterion"):
-        keep_best(rows, 2, "luck")
-    assert set(CRITERIA) <= set(ExpertSaliency.__dataclass_fields__)
+        one.by("layer")
 
 
 CUTS = [{3: frozenset({0})}, {0: frozenset({1})}, {}, {1: frozenset({2, 5}), 2: frozenset({4})}]

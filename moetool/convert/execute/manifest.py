@@ -44,8 +44,12 @@ def build(
     origin: Mapping[str, object],
     shards: Sequence[ShardRecord],
     side_files: Mapping[str, Mapping[str, object]],
+    measured: Mapping[str, object] | None = None,
 ) -> bytes:
-    """The bytes of a manifest; ``side_files`` are entries as `file_entry` makes them."""
+    """The bytes of a manifest; ``side_files`` are entries as `file_entry` makes them.
+
+    ``measured``: what is known of a change that was made to the model.
+    """
     records = {tensor.name: (shard, tensor) for shard in shards for tensor in shard.tensors}
     tensors = {}
     for step in plan.steps:
@@ -75,6 +79,7 @@ def build(
         "plan_id": work.plan_id,
         "source": dict(origin),
         "options": dict(work.options),
+        **({"measured": dict(measured)} if measured else {}),
         "files": files | {name: dict(entry) for name, entry in side_files.items()},
         "tensors": tensors,
     }

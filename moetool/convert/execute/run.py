@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moetool.convert.execute import manifest
@@ -67,7 +67,10 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be written: the plan, what each file carries in its header, the side files."""
+    """What is to be written: the plan, what each file carries in its header, the side files.
+
+    ``measured`` goes into the manifest and decides nothing.
+    """
 
     checkpoint: Checkpoint
     source_name: str
@@ -76,6 +79,7 @@ class Order:
     side_files: Mapping[str, bytes]
     work: Work
     out: Path
+    measured: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,7 @@ def _run(
     folder = order.checkpoint.directory if isinstance(order.checkpoint, FileCheckpoint) else None
     origin = manifest.describe_source(order.source_name, folder, order.work.files)
     entries = {name: manifest.file_entry(content) for name, content in order.side_files.items()}
-    described = manifest.build(order.work, order.plan, origin, records, entries)
+    described = manifest.build(order.work, order.plan, origin, records, entries, order.measured)
     for name, content in {**order.side_files, manifest.MANIFEST: described}.items():
         with refusals(work / name):
             write_durably(work / name, content)
