@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from moetool.arch.recognize import Recognized
     from moetool.convert.execute.folder import Progress
-    from moetool.convert.job import Job, Source
+    from moetool.convert.execute.run import Manner
+    from moetool.convert.job import ConvertReport, Job, Source
     from moetool.convert.targets import Target
     from moetool.experts.masked import Masked
     from moetool.experts.selection import Kept
@@ -54,6 +55,18 @@ def prepare_selection(
     job = prepare(chosen, target, out, max_shard_nbytes, dtype=dtype)
     edit = {"experts": [list(experts) for experts in kept]}
     return replace(job, edit=edit, measured=dict(measured or {}))
+
+
+def run_selection(job: Job, progress: Progress, manner: Manner) -> ConvertReport:
+    """Write what `prepare_selection` prepared, or go on writing it.
+
+    Raises:
+        DigestMismatch: the source is damaged where it is read.
+        InTheWay, NoRoomOnDisk, LossyCast, Interrupted: as `moetool.convert.job.Job.run`.
+    """
+    assert isinstance(job.source.checkpoint, Selection)
+    job.source.checkpoint.check_gathered()
+    return job.run(progress, manner)
 
 
 class Comparer:

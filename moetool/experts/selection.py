@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from moetool.arch.recognize import Recognized
 from moetool.arch.schema import Role, Slot, expand
+from moetool.convert.execute.checked_source import CheckedSource
+from moetool.convert.plan import COPY_CHUNK
 from moetool.errors import UsageFault
 from moetool.extents import Extent
 from moetool.formats import FileCheckpoint
@@ -61,6 +63,32 @@ class Selection(FileCheckpoint):
             self._whole.read_into(source, first, buffer[: last - first])
             buffer = buffer[last - first :]
 
+    @property
+    def gathered(self) -> list[str]:
+        """The stored tensors of which tensors here are put together."""
+        found = (source for source, pieces in self._ranges.values() if len(pieces) > 1)
+        return list(dict.fromkeys(found))
+
+    def check_gathered(self) -> None:
+        """Settle what a .pth itself claims of stored tensors that are read in ranges only.
+
+        A conversion settles the CRC-32 of whatever it reads whole. These it does not: in the raw
+        layout they are the routers, in the packed one all experts, which are read once more.
+
+        Raises:
+            DigestMismatch: one is not what the zip promises.
+        """
+        if not self._whole.catalog.claims:
+            return
+        checked = CheckedSource(self._whole, self.sources)
+        checked.begin(fingerprint=False)
+        for name in self.gathered:
+            nbytes = self._whole.catalog.tensors[name].nbytes
+            for at in range(0, nbytes, COPY_CHUNK):
+                checked.read(name, at, min(at + COPY_CHUNK, nbytes))
+        checked.end()
+        checked.settle_rest()
+
     def _pieces(self, name: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """The stored ranges that bytes ``start:stop`` come from; of no bytes an empty one."""
         if start == stop:
@@ -102,10 +130,10 @@ def select(
         placed = whole.extents[source]
         first = placed.offset + ranges[name][1][0][0]
         extents[name] = Extent(placed.path, first, tensors[name].nbytes)
-    gathered = {source for source, pieces in ranges.values() if len(pieces) > 1}
-    claims = _untouched(whole, gathered)
-    catalog = replace(whole, tensors=tensors, extents=extents, claims=claims)
-    return Selection(checkpoint, catalog, ranges), seen
+    catalog = replace(whole, tensors=tensors, extents=extents)
+    selection = Selection(checkpoint, catalog, ranges)
+    selection.catalog = replace(catalog, claims=_untouched(whole, selection.gathered))
+    return selection, seen
 
 
 def _rows(
@@ -136,7 +164,7 @@ def _merged(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _untouched(catalog: Catalog, gathered: set[str]) -> tuple[Claim, ...]:
+def _untouched(catalog: Catalog, gathered: list[str]) -> tuple[Claim, ...]:
     """The claims on bytes of which no tensor is gathered: only those can be settled by reading."""
     places = [catalog.extents[name] for name in gathered]
     return tuple(

@@ -178,13 +178,14 @@ def _write(
     console: Console, job: Job, source: Source, checkpoint: FileCheckpoint, how: Manner
 ) -> tuple[dict[str, int], object]:
     """Write, and certify against the source itself: renumbered, and nothing else."""
+    from moetool.experts.rewrite import run_selection
     from moetool.proof.certificate.issue import Certifier
 
     for note in job.notes:
         console.warn(note)
     with console.progress("permute", 2 * job.plan.nbytes + job.plan.read_nbytes) as update:
         certifier = Certifier(source, checkpoint, update, cold=False)
-        done = job.run(update, replace(how, certify=certifier))
+        done = run_selection(job, update, replace(how, certify=certifier))
     return dict(done.files), certifier.certificate
 
 

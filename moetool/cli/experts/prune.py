@@ -232,7 +232,6 @@ def _kept(
 ) -> Kept:
     """The experts that stay, in their order: those not dropped, the best of them where counted."""
     from moetool.experts.rewrite import parse_experts
-    from moetool.experts.saliency import keep_best
 
     args = source.recognized.args
     dropped = parse_experts(drop, args.n_layers, "--drop")
@@ -254,6 +253,8 @@ def _kept(
         )
     if keep is None or bench is None:
         return left
+    from moetool.experts.saliency import keep_best  # with torch, which a list does without
+
     worth = _worth(bench, left, by)
     return keep_best({place: worth[place] for place in worth if place[1] in left[place[0]]}, keep)
 

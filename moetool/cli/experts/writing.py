@@ -74,7 +74,7 @@ def write(console: Console, title: str, job: Job, how: Manner) -> ConvertReport:
     """Write, and compare what was written with what was chosen."""
     from dataclasses import replace
 
-    from moetool.experts.rewrite import Comparer
+    from moetool.experts.rewrite import Comparer, run_selection
 
     for note in job.notes:
         console.warn(note)
@@ -83,7 +83,7 @@ def write(console: Console, title: str, job: Job, how: Manner) -> ConvertReport:
         def compared(done: int, note: str) -> None:
             update(job.plan.nbytes + done, note)
 
-        return job.run(update, replace(how, certify=Comparer(job, compared)))
+        return run_selection(job, update, replace(how, certify=Comparer(job, compared)))
 
 
 def planned(job: Job) -> dict[str, int]:
