@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from moetool.cli.app import app
 
 ROOT = Path(__file__).parents[1]
+SVG = "{http://www.w3.org/2000/svg}"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -19,6 +21,22 @@ def test_the_generated_pages_are_current():
     spec.loader.exec_module(generate)
     for path, text in generate.pages().items():
         assert path.read_text(encoding="utf-8") == text, path.name
+
+
+def test_the_pictures_are_what_their_script_draws():
+    """The same cells and titles; a colour may be a shade off on another machine."""
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    for path, drawn in pictures.pictures().items():
+        there, now = [ET.fromstring(text) for text in (path.read_text("utf-8"), drawn)]
+        cells = [[(rect.get("x"), rect.get("y")) for rect in each.iter(f"{SVG}rect")]
+                 for each in (there, now)]  # fmt: skip
+        assert cells[0] == cells[1]
+        values = [[float(title.text.split(": ")[1]) for title in each.iter(f"{SVG}title")]
+                  for each in (there, now)]  # fmt: skip
+        assert len(values[0]) == 32
+        assert values[0] == pytest.approx(values[1], abs=0.02 * max(values[0]))
 
 
 @pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.name)

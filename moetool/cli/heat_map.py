@@ -39,24 +39,34 @@ def colour(share: float) -> Colour:
     return r, g, b
 
 
-def print_heat_map(console: Console, values: Values, layers: Sequence[int], scale: str) -> None:
-    """Print a line for each layer; numbers are percent of the line, ``scale`` says of what."""
-    largest = _largest(values)
-    n_experts = len(values[0])
+def print_heat_map(
+    console: Console, values: Values, layers: Sequence[int], what: str, *, percent: bool = True
+) -> None:
+    """Print a line for each layer; ``what`` says what the numbers are.
+
+    ``percent``: they are percent of their line; else the values themselves.
+    """
+    largest, n_experts = _largest(values), len(values[0])
+    texts = [[_number(value, row, percent=percent) for value in row] for row in values]
+    width = max(len(text) for row in texts for text in row)
     numbered = n_experts <= MOST_NUMBERED
     if numbered:
-        titles = "".join(f"{expert:>4} " for expert in range(n_experts))
-        console.line(f"{'layer':>5} {titles} {scale}", "bold")
+        titles = "".join(f"{expert:>{width + 1}} " for expert in range(n_experts))
+        console.line(f"{'layer':>5} {titles} {what}", "bold")
     else:
-        console.line(f"layer  {n_experts} experts, {scale}", "bold")
-    for layer, row in zip(layers, values, strict=True):
+        console.line(f"layer  {n_experts} experts, {what}", "bold")
+    for layer, row, said in zip(layers, values, texts, strict=True):
         pieces: list[tuple[str, str | None]] = [(f"{layer:>5} ", None)]
-        for value in row:
+        for value, text in zip(row, said, strict=True):
             share = value / largest
             shade = SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)]
-            text = f"{shade}{100 * value / (sum(row) or 1):>3.0f} " if numbered else shade
-            pieces.append((text, _style(share)))
+            cell = f"{shade}{text:>{width}} " if numbered else shade
+            pieces.append((cell, _style(share)))
         console.pieces(pieces)
+
+
+def _number(value: float, row: Sequence[float], *, percent: bool) -> str:
+    return f"{100 * value / (sum(row) or 1):3.0f}" if percent else f"{value:.3g}"
 
 
 def _style(share: float) -> str:

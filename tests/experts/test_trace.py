@@ -1,5 +1,6 @@
 """A trace is the router's own choice, token by token, however the text was read."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,21 @@ def test_a_trace_is_what_the_router_says_of_the_stream(model, tokens):
         assert torch.equal(found.weights_TLA[:, layer], expected.weights_TA)
         ordered_TE = expected.logits_TE.sort(-1, descending=True).values
         assert torch.equal(found.margins_TL[:, layer], ordered_TE[:, 1] - ordered_TE[:, 2])
+
+
+def test_a_trace_is_the_golden_one(model, tiny_release):
+    """What transformers' routers chose when the fixture was made, on both of its prompts."""
+    arrays = np.load(tiny_release.parent / "golden.npz")
+    for ids, experts, weights in zip(
+        arrays["ids"], arrays["experts"], arrays["weights"], strict=True
+    ):
+        found = trace(model, ids.tolist(), len(ids)).routed
+        clear = found.margins_TL > 1e-3
+        assert clear.double().mean() > 0.97
+        expected = torch.from_numpy(experts).to(torch.int16).swapaxes(0, 1)
+        assert torch.equal(found.experts_TLA[clear], expected[clear])
+        expected = torch.from_numpy(weights).swapaxes(0, 1)
+        torch.testing.assert_close(found.weights_TLA[clear], expected[clear], atol=1e-3, rtol=0)
 
 
 def test_windows_are_read_each_for_itself(model, tokens):

@@ -268,7 +268,7 @@ def _reap(report: AblateReport) -> list[list[float]]:
 
 def _render(console: Console, report: AblateReport) -> None:
     print_heat_map(console, _reap(report), range(report.n_layers),
-                   "percent of the layer's saliency (weight x output norm)")  # fmt: skip
+                   "reap: mean of router weight x output norm", percent=False)  # fmt: skip
     unused = [f"{one.layer}:{one.expert}" for one in report.saliency if not one.n_tokens]
     if unused:
         console.line(f"no token came to {' '.join(unused)}", "yellow")

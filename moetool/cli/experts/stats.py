@@ -67,7 +67,7 @@ def stats(
 
 def _render(console: Console, report: StatsReport) -> None:
     rows = by_layer(report.n_layers, report.n_experts, [one.norm for one in report.experts])
-    print_heat_map(console, rows, range(report.n_layers), "percent of the layer's norm")
+    print_heat_map(console, rows, range(report.n_layers), "norm", percent=False)
     console.line()
     columns = [Column(title, right=True) for title in ("layer", "expert", "norm", "router row")]
     columns += [Column(f"{name} {what}", right=True) for name in MATRICES
