@@ -24,6 +24,7 @@ from moetool.errors import UsageFault
 from moetool.experts.masked import Masked, MaskedTransformer
 from moetool.model.cache import in_groups
 from moetool.model.evaluate import TOGETHER, Progress, windows
+from moetool.model.generate import not_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +80,7 @@ def measure(
 
     Raises:
         UsageFault: fewer than two tokens, or a cut that cannot be made.
+        CheckFailed: a loss is NaN or infinite.
     """
     if len(tokens) < 2:  # noqa: PLR2004  # one is given, one is scored
         raise UsageFault(
@@ -100,6 +102,8 @@ def measure(
                 sums[at].add(_losses(model, group, stream_TD) - base_T)
             done += sum(map(len, group))
             progress(done, len(tokens) * len(batches))
+    if not math.isfinite(sum(one.total for one in (whole, *sums))):
+        raise not_finite()
     return Costs(n_scored, whole.total / n_scored, tuple(one.cost(n_scored) for one in sums))
 
 

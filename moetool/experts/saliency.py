@@ -14,6 +14,7 @@ cheap guesses of what losing an expert costs: `moetool.experts.ablate` measures 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ import torch
 from moetool.errors import UsageFault
 from moetool.model.cache import in_groups
 from moetool.model.evaluate import TOGETHER, Progress, windows
+from moetool.model.generate import not_finite
 from moetool.model.mixtral import Probe
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ def saliencies(
 
     Raises:
         UsageFault: the model is dense, or a window is beyond its context.
+        CheckFailed: an expert's output is NaN or infinite.
     """
     observer, device, done = Observer(model), model.weights.device, 0
     for group in in_groups(windows(tokens, window), TOGETHER):
@@ -127,7 +130,10 @@ def saliencies(
         model.hidden_of([window_T.to(device) for window_T in group], caches, observer)
         done += sum(map(len, group))
         progress(done, len(tokens))
-    return observer.saliencies()
+    found = observer.saliencies()
+    if not math.isfinite(sum(one.mass for one in found)):
+        raise not_finite()
+    return found
 
 
 def keep_best(worth: Mapping[tuple[int, int], float], n_kept: int) -> tuple[tuple[int, ...], ...]:

@@ -41,19 +41,22 @@ DOUBLE = 0.98  # cosine; unrelated matrices of this size are near 0
 class MatrixStats:
     """One matrix of an expert; ``spectrum`` has the largest singular values, largest first."""
 
-    rms: float
+    rms: float | None
     spectrum: tuple[float, ...]
     stable_rank: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertStats:
-    """One expert; ``dead`` says why it is, and is empty for one that lives."""
+    """One expert; ``dead`` says why it is, and is empty for one that lives.
+
+    A norm is None where a value is NaN or infinite.
+    """
 
     layer: int
     expert: int
-    norm: float
-    router_norm: float
+    norm: float | None
+    router_norm: float | None
     matrices: Mapping[str, MatrixStats]
     dead: tuple[str, ...]
 
@@ -114,8 +117,8 @@ def _layer(
             ExpertStats(
                 layer=layer,
                 expert=expert,
-                norm=math.hypot(*norms.values()),
-                router_norm=float(router_norm_E[expert]),
+                norm=_finite(math.hypot(*norms.values())),
+                router_norm=_finite(float(router_norm_E[expert])),
                 matrices={
                     role.value: _matrix(weights, Slot(role, layer, expert), norm, n_values)
                     for role, norm in norms.items()
@@ -127,12 +130,16 @@ def _layer(
 
 
 def _matrix(weights: Weights, slot: Slot, norm: float, n_values: int) -> MatrixStats:
-    rms = norm / math.sqrt(weights.info(slot).numel)
-    if not n_values or not math.isfinite(norm):
+    rms = _finite(norm / math.sqrt(weights.info(slot).numel))
+    if not n_values or rms is None:
         return MatrixStats(rms, (), None)
     spectrum = leading(whole(weights, slot), n_values)
     rank = (norm / spectrum[0]) ** 2 if spectrum[0] else None
     return MatrixStats(rms, spectrum, rank)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def leading(matrix: Tensor, n_values: int) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ import torch
 from moetool.errors import UsageFault
 from moetool.model.cache import in_groups
 from moetool.model.evaluate import TOGETHER, Progress
-from moetool.model.generate import generate
+from moetool.model.generate import generate, not_finite
 from moetool.model.mixtral import Probe
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def trace(
 
     Raises:
         UsageFault: the model is dense, the text is empty, or a window is beyond the context.
+        CheckFailed: a router's weight is NaN.
     """
     if not tokens:
         raise UsageFault("the text is empty, so there is nothing to route")
@@ -159,4 +160,7 @@ def trace(
         model.hidden_of([piece_T.to(device) for piece_T in group], caches, tracer)
         done += sum(map(len, group))
         progress(done, len(tokens))
-    return Trace(tuple(tokens), tracer.take(), model.args.n_experts, window)
+    routed = tracer.take()
+    if not bool(routed.weights_TLA.isfinite().all()):
+        raise not_finite()
+    return Trace(tuple(tokens), routed, model.args.n_experts, window)

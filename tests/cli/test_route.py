@@ -150,3 +150,21 @@ def test_pictures_hold_the_values():
     assert lines[1:4] == bytes((68, 1, 84))
     assert lines[1 + 16 * 3 : 4 + 16 * 3] == bytes((253, 231, 37))
     assert lines[16 * width + 1 : 16 * width + 4] == bytes((33, 145, 140))
+
+
+def test_hostile_tokens_stay_text(moetool, tiny_release, tmp_path, monkeypatch):
+    """A vocabulary may come from anybody: no control reaches the terminal, no markup the page."""
+    from moetool.model.tokenizer import Tokenizer
+
+    hostile = "</script><b>\x1b[31m\u202e[bold]"
+    monkeypatch.setattr(Tokenizer, "piece", lambda *_: (hostile, 0.0, False, False))
+    words = ("--prompt", "a a a a a a", "--compare", tiny_release, "--html", "r.html")
+    said = route(moetool, tiny_release, *words, check=0, env={"NO_COLOR": "1"}).stdout
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+    made = (tmp_path / "r.html").read_text()
+    assert "<b>" not in made
+    assert "\x1b" not in made
+    told = json.loads(re.search(r'id="data">(.*?)</script>', made)[1])
+    assert told["tokens"][0] == "</script><b>\\u001b[31m\\u202e[bold]"
+    assert told["favourites"]

@@ -86,3 +86,23 @@ def test_a_dense_model_and_an_empty_text_are_refused(model, changed_args):
         Tracer(dense)
     with pytest.raises(UsageFault, match="empty"):
         trace(model, [], 8)
+
+
+def test_a_router_that_is_not_finite_is_told(model, tokens, monkeypatch):
+    """Neither a trace nor a cost is made of NaN."""
+    from moetool.errors import CheckFailed
+    from moetool.experts.ablate import measure
+    from moetool.experts.saliency import saliencies
+
+    whole = type(model.weights).__getitem__
+
+    def broken(weights, name):
+        found = whole(weights, name)
+        return found * torch.nan if name == "layers.2.ffn_norm.weight" else found
+
+    monkeypatch.setattr(type(model.weights), "__getitem__", broken)
+    for work in (trace, saliencies):
+        with pytest.raises(CheckFailed, match="not finite"):
+            work(model, tokens, 16)
+    with pytest.raises(CheckFailed, match="not finite"):
+        measure(model, tokens, 16, [{0: frozenset({1})}])

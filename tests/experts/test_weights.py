@@ -82,6 +82,8 @@ def test_dead_and_double_experts_are_named(weights, tmp_path):
             return value * 1e-5
         if slot == Slot(Role.ROUTER, 2):
             value[6] = 0
+        if slot == Slot(Role.W3, 0, 7):
+            value[3, 3] = torch.nan
         if slot.layer == 3 and slot.expert == 1:
             return (copied[slot.role] * 1.01).to(value.dtype)
         return value
@@ -92,7 +94,9 @@ def test_dead_and_double_experts_are_named(weights, tmp_path):
     assert dead[0, 3] == ("w1 is zero",)
     assert dead[1, 5][0].startswith("w2 is 1.")
     assert dead[2, 6] == ("router row is zero",)
-    assert len(dead) == 3
+    assert dead[0, 7] == ("w3 is not finite",)
+    assert found.experts[7].norm is None
+    assert len(dead) == 4
     assert [(pair.layer, pair.one, pair.other) for pair in found.doubles] == [(3, 1, 4)]
 
 

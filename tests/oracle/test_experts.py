@@ -1,8 +1,7 @@
-"""Routing, masking and pruning are what transformers and llama.cpp make of the same experts."""
+"""Routing, saliency, masking and pruning are what transformers makes of the same experts."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from moetool.convert.job import open_source
@@ -27,7 +26,7 @@ NOISE = 1e-3  # of a logit of the router, both sides in float32; margins are of 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, tiny_release):
-    """The release as transformers reads it, and pruned in three layouts."""
+    """The release as transformers reads it, and pruned in two layouts."""
     folder = tmp_path_factory.mktemp("pruned")
     every = tuple(tuple(range(8)) for _ in KEPT)
     with open_checkpoint(tiny_release) as checkpoint:
@@ -36,7 +35,6 @@ def written(tmp_path_factory, tiny_release):
             ("whole", find_target(None, "hf"), every),
             ("hf", find_target(None, "hf"), KEPT),
             ("hf-fused", find_target(None, "hf-fused"), KEPT),
-            ("gguf", find_target("gguf", None), KEPT),
         ):
             prepare_selection(source, kept, target, folder / name).run()
     return folder
@@ -182,18 +180,3 @@ def test_pruned_is_masked_in_transformers(written, ours, theirs, layout):
         hook.remove()
     torch.testing.assert_close(logits_of(pruned, tokens), expected, atol=2e-3, rtol=0)
     assert (expected - logits_of(theirs, tokens)).abs().max() > 1
-
-
-def test_pruned_in_llama_cpp(written, ours):
-    """llama.cpp loads six experts, and agrees with transformers on the same file's values."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="the llama extra is not installed")
-    _, tokens = ours
-    few = tokens[:300]
-    llama = llama_cpp.Llama(str(next((written / "gguf").glob("*.gguf"))), n_ctx=512,
-                            logits_all=True, verbose=False, n_threads=1)  # fmt: skip
-    assert llama.metadata["llama.expert_count"] == "6"
-    llama.eval(few)
-    found = np.array(llama.scores[: len(few)])
-    expected = logits_of(load(written / "hf"), few).numpy()
-    assert np.abs(found - expected).max() < 0.25 * expected.std()
-    assert (found.argmax(-1) == expected.argmax(-1)).mean() >= 0.95

@@ -66,7 +66,7 @@ def stats(
 
 
 def _render(console: Console, report: StatsReport) -> None:
-    rows = by_layer(report.n_layers, report.n_experts, [one.norm for one in report.experts])
+    rows = by_layer(report.n_layers, report.n_experts, [one.norm or 0.0 for one in report.experts])
     print_heat_map(console, rows, range(report.n_layers), "norm", percent=False)
     console.line()
     columns = [Column(title, right=True) for title in ("layer", "expert", "norm", "router row")]
@@ -91,15 +91,19 @@ def _render(console: Console, report: StatsReport) -> None:
 
 
 def _cells(one: ExpertStats) -> list[str]:
-    cells = [str(one.layer), str(one.expert), f"{one.norm:.4g}", f"{one.router_norm:.4g}"]
+    cells = [str(one.layer), str(one.expert), _shown(one.norm), _shown(one.router_norm)]
     for name in MATRICES:
         matrix = one.matrices[name]
         cells += [
-            f"{matrix.rms:.4g}",
+            _shown(matrix.rms),
             f"{matrix.spectrum[0]:.4g}" if matrix.spectrum else "",
             "" if matrix.stable_rank is None else f"{matrix.stable_rank:.1f}",
         ]
     return [*cells, "dead" if one.dead else ""]
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def by_layer(n_layers: int, n_experts: int, values: list[float]) -> list[list[float]]:
