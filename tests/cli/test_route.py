@@ -137,11 +137,13 @@ def test_scripts_write_text_only():
 
 def test_pictures_hold_the_values():
     """The PNG decodes to the cells' colours; the SVG has a rectangle with a title for each cell."""
-    values = [[0.0, 1.0], [0.5, 0.25]]
+    values = [[0.0, 2.0], [1.0, 0.5]]
     drawn = ET.fromstring(svg(values, [4, 5], "<t>&", "share"))
     titles = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}title")]
-    assert titles == ["layer 4 expert 0: 0", "layer 4 expert 1: 1", "layer 5 expert 0: 0.5",
-                      "layer 5 expert 1: 0.25"]  # fmt: skip
+    fills = [each.get("fill") for each in drawn.iter("{http://www.w3.org/2000/svg}rect")][1:5]
+    assert fills == ["#440154", "#fde725", "#21918c", "#3b528b"]
+    assert titles == ["layer 4 expert 0: 0", "layer 4 expert 1: 2", "layer 5 expert 0: 1",
+                      "layer 5 expert 1: 0.5"]  # fmt: skip
     raw = png(values)
     length = int.from_bytes(raw[33:37])
     lines = zlib.decompress(raw[41 : 41 + length])

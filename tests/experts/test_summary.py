@@ -66,12 +66,13 @@ def test_balance_and_entropy_have_their_ends():
 
 def test_an_expert_likes_what_others_do_not_get():
     """Token 7 always goes to expert 3, which gets nothing else; rare tokens are not told."""
-    choices = [[3, 0]] * 4 + [[0, 1]] * 6 + [[2, 1]]
+    choices = [[3, 0]] * 4 + [[0, 1]] * 5 + [[2, 1]] * 2
     found = summarise(made(choices, tokens=[7] * 4 + [8] * 6 + [9]), lambda t: f"t{t}").favourites
     liked = {(f.expert, f.token): f for f in found}
     assert liked[3, 7].lift == pytest.approx(11 / 4)
     assert (liked[3, 7].count, liked[3, 7].text) == (4, "t7")
     assert not any(token == 9 for _, token in liked)
+    assert not any(f.count < 3 for f in found)  # expert 2 got one token of kind 8, and no other
     assert (3, 8) not in liked
 
 
