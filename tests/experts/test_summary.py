@@ -66,7 +66,7 @@ def test_balance_and_entropy_have_their_ends():
 
 def test_an_expert_likes_what_others_do_not_get():
     """Token 7 always goes to expert 3, which gets nothing else; rare tokens are not told."""
-    choices = [[3, 0]] * 4 + [[0, 1]] * 5 + [[2, 1]] * 2
+    choices = [[3, 0]] * 4 + [[0, 1]] * 5 + [[2, 1], [0, 1]]
     found = summarise(made(choices, tokens=[7] * 4 + [8] * 6 + [9]), lambda t: f"t{t}").favourites
     liked = {(f.expert, f.token): f for f in found}
     assert liked[3, 7].lift == pytest.approx(11 / 4)
