@@ -4,8 +4,8 @@
                └────┴─ 2'── 3'─ … ── loss'         without expert 5 of layer 1
                     └───── 3"─ … ── loss"          without expert 0 of layer 2
 
-All variants go through a layer before the next one is touched, so each weight is read once for as
-many variants as memory holds streams of. Keys and values need no copy for each variant: those of a
+All variants go through a layer before the next one is touched, so where memory holds a layer, each
+weight is read once for as many variants as there is room for streams of. Keys and values need no copy for each variant: those of a
 layer are looked at in that layer only, right after they were written. A variant is computed in the
 same grouping of tokens as the whole model, so what differs is the expert.
 """
@@ -25,11 +25,11 @@ from moetool.experts.masked import Masked, MaskedTransformer
 from moetool.model.cache import in_groups
 from moetool.model.evaluate import TOGETHER, Progress, windows
 from moetool.model.generate import not_finite
+from moetool.model.mixtral import Probe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moetool.model.cache import Place
     from moetool.model.mixtral import Transformer
 
 STREAMS_NBYTES = 1 << 30  # that the streams of all variants may take at once
@@ -69,6 +69,29 @@ class _Sum:
         return Cost(mean, math.sqrt(max(0.0, self.squares / n - mean * mean) / n))
 
 
+@dataclass(slots=True)
+class _Counter:
+    """Layers that all variants of a batch went through."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def one(self) -> None:
+        self.done += 1
+        self.progress(self.done, self.total)
+
+
+class _Attended(Probe):
+    """Keeps the stream between the attention and the experts of a layer."""
+
+    h_TD: Tensor
+
+    def hidden(self, layer: int, part: str, h_TD: Tensor) -> None:  # noqa: ARG002  # one layer
+        if part == "attention":
+            self.h_TD = h_TD
+
+
 def measure(
     model: Transformer,
     tokens: Sequence[int],
@@ -76,7 +99,7 @@ def measure(
     cuts: Sequence[Masked],
     progress: Progress = lambda _done, _total: None,
 ) -> Costs:
-    """Measure what each cut costs on a text, read in windows.
+    """Measure what each cut costs on a text, read in windows; ``progress`` counts layers.
 
     Raises:
         UsageFault: fewer than two tokens, or a cut that cannot be made.
@@ -88,20 +111,19 @@ def measure(
             hint="give a longer text",
         )
     variants = [(min(cut, default=0), MaskedTransformer(model, cut)) for cut in cuts]
-    sums, whole, n_scored, done = [_Sum() for _ in cuts], _Sum(), 0, 0
+    sums, whole, n_scored = [_Sum() for _ in cuts], _Sum(), 0
     groups = list(in_groups(windows(tokens, window), TOGETHER))
     batches = _batches(model, variants, max(sum(map(len, group)) for group in groups))
+    passed = _Counter(progress, len(groups) * len(batches) * model.args.n_layers)
     for group in groups:
         for number, batch in enumerate(batches):
-            streams = _streams(model, group, [variants[at] for at in batch])
+            streams = _streams(model, group, [variants[at] for at in batch], passed)
             base_T = _losses(model, group, next(streams))
             if not number:
                 whole.add(base_T)
                 n_scored += len(base_T)
             for at, stream_TD in zip(batch, streams, strict=True):
                 sums[at].add(_losses(model, group, stream_TD) - base_T)
-            done += sum(map(len, group))
-            progress(done, len(tokens) * len(batches))
     if not math.isfinite(sum(one.total for one in (whole, *sums))):
         raise not_finite()
     return Costs(n_scored, whole.total / n_scored, tuple(one.cost(n_scored) for one in sums))
@@ -118,7 +140,10 @@ def _batches(
 
 @torch.inference_mode()
 def _streams(
-    model: Transformer, group: Sequence[Tensor], variants: Sequence[tuple[int, MaskedTransformer]]
+    model: Transformer,
+    group: Sequence[Tensor],
+    variants: Sequence[tuple[int, MaskedTransformer]],
+    passed: _Counter,
 ) -> Iterator[Tensor]:
     """The last hidden states of all windows ``[T, D]``: the whole model's, then each variant's."""
     device = model.weights.device
@@ -129,22 +154,15 @@ def _streams(
     for layer in range(model.args.n_layers):
         for at, stream_TD in branched.items():
             branched[at] = variants[at][1].through(range(layer, layer + 1), stream_TD, places)
-        h_TD = _branch(model, layer, h_TD, places, variants, branched)
+        attended = _Attended()
+        h_TD = model.through(range(layer, layer + 1), h_TD, places, attended)
+        for at, (first, masked) in enumerate(variants):
+            if first == layer:  # it leaves the whole model at the experts
+                branched[at] = masked.experts(layer, attended.h_TD)
+        passed.one()
     yield h_TD
     for at in range(len(variants)):
         yield branched.pop(at)
-
-
-def _branch(
-    model: Transformer, layer: int, h_TD: Tensor, places: Sequence[Place],
-    variants: Sequence[tuple[int, MaskedTransformer]], branched: dict[int, Tensor],
-) -> Tensor:  # fmt: skip
-    """Put the whole model through a layer; variants that begin here leave it at the experts."""
-    attended_TD = model.attention(layer, h_TD, places)
-    for at, (first, masked) in enumerate(variants):
-        if first == layer:
-            branched[at] = masked.experts(layer, attended_TD)
-    return model.experts(layer, attended_TD)
 
 
 @torch.inference_mode()

@@ -173,7 +173,7 @@ def _report(
         costs = measure(
             bench.model, bench.tokens, bench.window,
             [{layer: frozenset({expert})} for layer, expert in chosen],
-            lambda done, total: update(done, f"{done} of {total} tokens"),
+            lambda done, total: update(done, f"{done} of {total} layers"),
         )  # fmt: skip
     exact = tuple(
         ExactCost(layer, expert, cost.delta, cost.error)

@@ -270,7 +270,7 @@ def _worth(bench: Bench, left: Kept, by: str) -> dict[tuple[int, int], float]:
         costs = measure(
             bench.model, bench.tokens, bench.window,
             [{layer: frozenset({expert})} for layer, expert in places],
-            lambda done, total: update(done, f"{done} of {total} tokens"),
+            lambda done, total: update(done, f"{done} of {total} layers"),
         ).cuts  # fmt: skip
     return {place: cost.delta for place, cost in zip(places, costs, strict=True)}
 
@@ -288,7 +288,7 @@ def _measure(bench: Bench, source: Source, kept: Kept, text: Path) -> Measured:
     with bench.console.progress("Δloss", None) as update:
         costs = measure(
             bench.model, bench.tokens, bench.window, [masked_by(source.recognized, kept)],
-            lambda done, total: update(done, f"{done} of {total} tokens"),
+            lambda done, total: update(done, f"{done} of {total} layers"),
         )  # fmt: skip
     (cost,) = costs.cuts
     return Measured(
