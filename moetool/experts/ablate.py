@@ -5,9 +5,10 @@
                     └───── 3"─ … ── loss"          without expert 0 of layer 2
 
 All variants go through a layer before the next one is touched, so where memory holds a layer, each
-weight is read once for as many variants as there is room for streams of. Keys and values need no copy for each variant: those of a
-layer are looked at in that layer only, right after they were written. A variant is computed in the
-same grouping of tokens as the whole model, so what differs is the expert.
+weight is read once for as many variants as there is room for streams of. Keys and values need no
+copy for each variant: those of a layer are looked at in that layer only, right after they were
+written. A variant is computed in the same grouping of tokens as the whole model, so what differs is
+the expert.
 """
 
 from __future__ import annotations
