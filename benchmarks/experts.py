@@ -9,6 +9,7 @@ layer). Each command is its own process; the bar is `moetool eval` on the same t
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def cost(words: list[str]) -> tuple[float, int]:
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
+def make(folder: Path, n_layers: int) -> None:
+    """Write the checkpoint, in a process of its own: a child's peak counts its parent's size."""
+    args = replace(GEOMETRIES["8x7b"], n_layers=n_layers, vocab_size=768)
+    tokenizer = (find_fixture().directory / "tokenizer.model").read_bytes()
+    prepare(random_source(args, 0, tokenizer), find_target("pth", None), folder).run()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=2)
@@ -39,11 +47,13 @@ def main() -> None:
     parser.add_argument("--where", default=None)
     given = parser.parse_args()
     release = find_fixture()
-    args = replace(GEOMETRIES["8x7b"], n_layers=given.layers, vocab_size=768)
-    tokenizer = (release.directory / "tokenizer.model").read_bytes()
     with tempfile.TemporaryDirectory(dir=given.where) as folder:
         model = Path(folder) / "model"
-        prepare(random_source(args, 0, tokenizer), find_target("pth", None), model).run()
+        maker = multiprocessing.get_context("spawn").Process(
+            target=make, args=(model, given.layers)
+        )
+        maker.start()
+        maker.join()
         text = Path(folder) / "text.txt"
         text.write_text((release.torrent.parent / "smoke_text.txt").read_text() * 4)
         read = ["--text", str(text), "--max-tokens", str(given.tokens), "--device", "cpu"]
