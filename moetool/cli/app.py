@@ -39,6 +39,7 @@ from moetool.cli import (
     scan,
     seed,
     selftest,
+    serve,
     smoke_test,
     tiny,
     verify,
@@ -78,6 +79,7 @@ app.command("identity")(identity.identity)
 app.command("certify")(certify.certify)
 app.command("smoke-test")(smoke_test.smoke_test)
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("eval")(eval_command.evaluate)
 app.command("route")(route.route)
 app.add_typer(experts.app)
