@@ -27,15 +27,14 @@ class Connection(H11Protocol):
     @property
     def is_busy(self) -> bool:
         """A request came whole and has no whole answer yet."""
-        return self.cycle is not None and not self.cycle.response_complete
+        started = self.cycle is not None  # uvicorn's type does not say that it begins as None
+        return started and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it; where there is no room, the one that has been idle for longest makes some."""
-        others = list(self.connections)
+        others = [other for other in self.connections if isinstance(other, Connection)]
         if len(others) >= MOST_CONNECTIONS:
-            idle = [
-                other for other in others if isinstance(other, Connection) and not other.is_busy
-            ]
+            idle = [other for other in others if not other.is_busy]
             victim = min(idle, key=lambda other: other.number, default=None)
             if victim is None:
                 self.refused = True

@@ -109,23 +109,22 @@ class Lane(Generic[T]):
         loop = asyncio.get_running_loop()
         made: asyncio.Queue[list[T] | BaseException | None] = asyncio.Queue()
 
-        def give(item: list[T] | BaseException | None) -> None:
-            with suppress(RuntimeError):  # the loop has ended: nobody is there to read
-                loop.call_soon_threadsafe(made.put_nowait, item)
+        def tell(call: Callable[..., object], *words: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended: nobody is there to hear
+                loop.call_soon_threadsafe(call, *words)
 
         def run() -> None:
+            end: BaseException | None = None
             try:
                 for items in work(ticket.gone.is_set):
                     ticket.n_tokens += 1
-                    give(items)
+                    tell(made.put_nowait, items)
                     if ticket.gone.is_set():
                         break
-                give(None)
             except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
-                give(error)
-            finally:
-                with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self.leave, ticket)
+                end = error
+            tell(self.leave, ticket)
+            tell(made.put_nowait, end)
 
         ticket.began = time.monotonic()
         self._thread.submit(run)
