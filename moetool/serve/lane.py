@@ -120,6 +120,7 @@ class Lane(Generic[T]):
                     ticket.n_tokens += 1
                     tell(made.put_nowait, items)
                     if ticket.gone.is_set():
+                        end = stopping()  # what came so far must not pass for all
                         break
             except BaseException as error:  # noqa: BLE001  # it is raised where it is waited for
                 end = error

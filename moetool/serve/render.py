@@ -22,7 +22,7 @@ from moetool.serve.faults import Fault, bad
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CPU_SECONDS, SECONDS, NBYTES, MOST_TEXT = 4, 20, 512 << 20, 4 << 20
+CPU_SECONDS, SECONDS, NBYTES, MOST_TEXT = 2, 20, 512 << 20, 4 << 20
 SAID_NO = 3  # the template itself refused these messages, by raise_exception
 
 

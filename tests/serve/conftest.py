@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +16,8 @@ from moetool.cli.running import running
 from moetool.cli.serve import _subject
 from moetool.serve.listening import listen
 from moetool.serve.server import Server, Service
+from tests.serve.sse import KEY, PORT, TOKEN, events
 
-TOKEN, PORT = "a-token-for-tests", 8663
-KEY = {"authorization": f"Bearer {TOKEN}"}
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
     "{{ raise_exception('no system') }}{% endif %}[{{ m.role }}] {{ m.content }}{{ eos_token }}"
@@ -68,13 +66,6 @@ def complete(client):
         return done.json() if not body.get("stream") else events(done.text)
 
     return run
-
-
-def events(text):
-    """The documents of a stream, without its end, which must be there."""
-    lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]
-    assert lines.pop() == "data: [DONE]"
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
 @contextmanager
