@@ -12,7 +12,7 @@
     guard        who may ask at all: host, origin, token, size, time
     connections  how many may be open, and for how long one may say nothing
     listening    the port, and who has it if we cannot; server: run, and stop on a signal
-    static       the page in page/, three files without a build step
+    static       the page in page/, plain files without a build step
 
 Needs starlette, uvicorn and jinja2: pip install 'moetool[serve]'.
 """

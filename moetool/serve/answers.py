@@ -2,7 +2,8 @@
 
 Beside the API's own fields a choice has, where they were asked for, ``token_ids`` and ``routing``
 (for each token, for each layer: [expert, weight] pairs, best first; null for a token that the model
-did not read), and an answer has ``timings``.
+did not read), ``echoed_tokens`` with an echo: how many of them are the prompt's. An answer has
+``timings``.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class Answer:
             choice["logprobs"] = self._chat_probs(pieces) if self.is_chat else self._probs(pieces)
         if asked.token_ids:
             choice["token_ids"] = [piece.token for piece in pieces]
+        if asked.echo:
+            choice["echoed_tokens"] = sum(piece.echoed for piece in pieces)
         if asked.routing:
             choice["routing"] = [piece.routes for piece in pieces]
         return choice

@@ -1,4 +1,4 @@
-"""The page: three files that were read when the server began, by the names they have there."""
+"""The page: a few files that were read when the server began, by the names they have there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 PAGE = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
+    "/answer.js": ("answer.js", "text/javascript"),
+    "/api.js": ("api.js", "text/javascript"),
+    "/card.js": ("card.js", "text/javascript"),
     "/lanes.js": ("lanes.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }

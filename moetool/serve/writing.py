@@ -36,6 +36,7 @@ class Piece:
     """A token and what is known of it; ``routes`` is None where the model has not read it.
 
     ``top``: the most likely tokens in its place and their log-probabilities, best first.
+    ``echoed``: it is of the prompt.
     """
 
     token: int
@@ -43,6 +44,7 @@ class Piece:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     routes: Routes | None = None
+    echoed: bool = False
 
 
 class Gone(Exception):
@@ -149,7 +151,7 @@ class Writing:
         texts[-1] += stream.flush()
         rows = routes_of(routed) if routed else [None] * len(texts)
         return [
-            Piece(token, text, routes=row)
+            Piece(token, text, routes=row, echoed=True)
             for token, text, row in zip(self.prompt, texts, rows, strict=True)
         ]
 
