@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from contextlib import contextmanager
 
 import pytest
 
@@ -25,26 +21,6 @@ TALK = [
 ]
 
 
-@contextmanager
-def serving(path):
-    """The command as a user runs it; gives what it printed."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moetool", "serve", path, "--port", "0", "--device", "cpu",
-         "--json", "--quiet"],
-        stdout=subprocess.PIPE, env=os.environ,
-    )  # fmt: skip
-    try:
-        lines = []
-        while not lines or lines[-1] != b"}\n":
-            lines.append(process.stdout.readline())
-            assert lines[-1]
-        yield json.loads(b"".join(lines))
-    finally:
-        process.terminate()
-        process.wait(20)
-        process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def with_template(tiny_release, tmp_path_factory):
     """The tiny release in the Hugging Face layout, with a template of its own."""
@@ -58,9 +34,20 @@ def with_template(tiny_release, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(with_template):
-    with serving(with_template) as found:
-        with openai.OpenAI(base_url=found["api"], api_key=found["token"], max_retries=0) as client:
-            yield client
+    from moetool.cli.running import running
+    from moetool.cli.serve import _subject
+    from moetool.serve.server import Service
+    from tests.serve.talking import TOKEN, serving
+
+    bugs = []
+    with running(with_template, "cpu", "keep", None) as opened:
+        service = Service({"tiny-chat": _subject(opened, {})}, TOKEN, 0, bugs.append)
+        with serving(service):
+            url = f"http://127.0.0.1:{service.port}/v1"
+            with openai.OpenAI(base_url=url, api_key=TOKEN, max_retries=0) as client:
+                yield client
+        service.close()
+    assert not bugs
 
 
 def test_models(client):

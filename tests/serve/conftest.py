@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,9 +12,8 @@ from starlette.testclient import TestClient
 
 from moetool.cli.running import running
 from moetool.cli.serve import _subject
-from moetool.serve.listening import listen
-from moetool.serve.server import Server, Service
-from tests.serve.sse import KEY, PORT, TOKEN, events
+from moetool.serve.server import Service
+from tests.serve.talking import KEY, PORT, TOKEN, events, serving
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
@@ -66,23 +63,6 @@ def complete(client):
         return done.json() if not body.get("stream") else events(done.text)
 
     return run
-
-
-@contextmanager
-def serving(service):
-    """The server on a socket of its own, in a thread."""
-    listening = listen(0)
-    service.port = listening.getsockname()[1]
-    server = Server(service)
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        yield server
-    finally:
-        service.lane.stop()
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 @pytest.fixture

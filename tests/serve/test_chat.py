@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from moetool.serve.faults import Fault
 from moetool.serve.render import render
-from tests.serve.sse import events
+from tests.serve.talking import events
 
 HI = [{"role": "user", "content": "Tell me of the fox"}]
 ASK = {"messages": HI, "temperature": 0, "max_tokens": 8}
@@ -61,8 +62,7 @@ def test_a_template_may_say_no(client):
         "{% if %}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
-        "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}"
-        "{% endfor %}",
+        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s*2 %}{% endfor %}",
     ],
     ids=["endless", "huge", "no-template", "escape", "mutates", "doubles"],
 )

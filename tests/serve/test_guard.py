@@ -9,8 +9,7 @@ import pytest
 
 from moetool.serve import guard
 from moetool.serve.static import PAGE
-
-from tests.serve.sse import KEY, PORT
+from tests.serve.talking import KEY, PORT
 
 BODY = {"prompt": "x", "max_tokens": 1, "temperature": 0}
 
@@ -105,8 +104,9 @@ def test_every_answer_carries_the_policy(anyone):
 
 @pytest.mark.parametrize(
     "path",
-    ["/../pyproject.toml", "/%2e%2e/pyproject.toml", "/..%2fserver.py", "/page/app.js", "//etc/passwd",
-     "/static/%00", "/index.html", "/v1/models/../../x", "/v1/models/%2e%2e%2fx"],
+    [
+     "/../pyproject.toml", "/%2e%2e/pyproject.toml", "/..%2fserver.py", "/page/app.js",
+     "//etc/passwd", "/static/%00", "/index.html", "/v1/models/../../x", "/v1/models/%2e%2e%2fx"],
 )  # fmt: skip
 def test_no_path_leads_to_a_file(anyone, path):
     done = anyone.get(path, headers=KEY)

@@ -60,7 +60,9 @@ export class Answer {
       class: `token${isPrompt ? " prompt" : ""}`, role: "option", "aria-selected": "false",
       tabindex: index ? "-1" : "0", "data-index": index,
     }, text);
+    // What has no ink needs a mark: it is a token as any other.
     if (!text) node.dataset.mark = `⟨${token}⟩`;
+    else if (!text.replaceAll("\n", "")) node.dataset.mark = "↵";
     const follows = this.text.scrollHeight - this.text.scrollTop - this.text.clientHeight < 40;
     this.tokens.push({ token, text, routes, node });
     this.text.append(node);

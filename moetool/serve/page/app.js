@@ -61,6 +61,8 @@ async function write(event) {
   if (failed) trouble(failed.reason.message);
   tellDifference(true);
   running = null;
+  await tellQueue();
+  $("written").dataset.texts = Number($("written").dataset.texts ?? 0) + 1;
   busy(false);
 }
 
@@ -103,6 +105,7 @@ function tellDifference(ended) {
 }
 
 function busy(is) {
+  $("written").setAttribute("aria-busy", is);
   $("run").disabled = is;
   $("cancel").disabled = !is;
 }
@@ -112,15 +115,17 @@ function trouble(text) {
   $("trouble").hidden = !text;
 }
 
-async function watchQueue() {
+async function tellQueue() {
   try {
-    if (!document.hidden) {
-      const { running: now, waiting } = await get("/v1/queue");
-      $("queue").textContent = now ? `writing, ${waiting} waiting` : "idle";
-    }
+    const { running: now, waiting } = await get("/v1/queue");
+    $("queue").textContent = now ? `writing, ${waiting} waiting` : "idle";
   } catch {
     $("queue").textContent = "the server does not answer";
   }
+}
+
+async function watchQueue() {
+  if (!document.hidden) await tellQueue();
   setTimeout(watchQueue, 2000);
 }
 

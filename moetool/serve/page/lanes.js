@@ -34,12 +34,21 @@ export class Lanes {
     return Math.max(0, this.routes.length - MOST);
   }
 
+  // Takes the newest token; who looks at the end goes on to look at it.
   add(routes) {
+    const box = this.canvas.parentElement;
+    this.follows ||= box.scrollLeft + box.clientWidth > box.scrollWidth - 4 * COLUMN;
     this.routes.push(routes);
     this.soon();
   }
 
+  // Frames a token and brings it into view.
   mark(index) {
+    const box = this.canvas.parentElement;
+    const x = this.canvas.offsetLeft - box.offsetLeft + (index - this.first) * COLUMN;
+    if (index >= 0 && (x < box.scrollLeft || x > box.scrollLeft + box.clientWidth - COLUMN)) {
+      box.scrollLeft = x - box.clientWidth / 2;
+    }
     this.marked = index;
     this.soon();
   }
@@ -57,6 +66,8 @@ export class Lanes {
     requestAnimationFrame(() => {
       this.waiting = false;
       this.draw();
+      if (this.follows) this.canvas.parentElement.scrollLeft = this.canvas.scrollWidth;
+      this.follows = false;
     });
   }
 
