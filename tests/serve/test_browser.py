@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import struct
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,24 +93,32 @@ def write(page, prompt, n=24, *, both=False):
     page.wait_for_selector(f"#written[data-texts='{before + 1}']", timeout=60_000)
 
 
-def test_a_prompt_is_typed_and_text_streams(page, subject):
-    """Text is there while more of it is still being written."""
+def test_a_prompt_is_typed_and_text_streams(page, subject, monkeypatch):
+    """Text is there while the model has not written the rest: it is held at the tenth token."""
+    released, seen, logits = threading.Event(), [], subject.model.logits
+
+    def held(h_TD):
+        seen.append(h_TD)
+        assert len(seen) < 10 or released.wait(60)
+        return logits(h_TD)
+
+    monkeypatch.setattr(subject.model, "logits", held)
     page.locator("#both").set_checked(False)
     page.locator("#prompt").fill("")
-    page.locator("#prompt").type("The old")
-    page.fill("#max_tokens", "60")
+    page.locator("#prompt").press_sequentially("The old")
+    page.fill("#max_tokens", "40")
     page.press("#prompt", "Control+Enter")
-    page.wait_for_selector(".token:not(.prompt) >> nth=5")
+    page.wait_for_selector(".token:not(.prompt) >> nth=7")
     assert page.is_disabled("#run")
-    early = len(texts(page))
+    assert len(texts(page)) == len(subject.tokenizer.encode("The old")) + 8
+    released.set()
     page.wait_for_selector("#run:enabled", timeout=60_000)
-    assert 5 < early < len(texts(page))
     whole = "".join(texts(page))
     assert whole.startswith("The old")
     state = page.text_content(".state")
     assert re.match(r"\d+ tokens, \d+\.\d tokens/s, ended by (length|stop)", state), state
     ids = subject.tokenizer.encode("The old")
-    assert whole == subject.tokenizer.decode([*ids, *generate(subject.model, ids, 60)])
+    assert whole == subject.tokenizer.decode([*ids, *generate(subject.model, ids, 40)])
 
 
 def test_escape_stops_the_writing(page, live):

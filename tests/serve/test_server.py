@@ -18,7 +18,7 @@ from moetool.cli.serve import USUAL_PORT
 from moetool.errors import SystemFault
 from moetool.serve import connections, listening
 from moetool.serve.listening import listen, owner_of
-from tests.serve.talking import KEY
+from tests.serve.talking import KEY, serving
 
 LONG = {"prompt": "The old", "max_tokens": 4000, "temperature": 0, "stream": True}
 HEADERS = {"content-type": "application/json", **KEY}
@@ -84,7 +84,7 @@ def test_who_waits_is_told_and_who_leaves_the_line_is_gone(live):
 
 def test_half_a_request_is_not_waited_for(live, monkeypatch):
     """Slow loris: the head never ends; the server answers others and closes it."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
     with socket.create_connection(("127.0.0.1", live.port), 10) as slow:
         for byte in b"GET / HTTP/1.1\r\nX":
             slow.sendall(bytes([byte]))
@@ -102,8 +102,13 @@ def test_half_a_request_is_not_waited_for(live, monkeypatch):
     connection.close()
 
 
-def test_hundreds_of_connections_that_say_nothing_leave_room(live, monkeypatch):
+def test_hundreds_of_connections_that_say_nothing_leave_room(service, monkeypatch):
     monkeypatch.setattr(connections, "MOST_CONNECTIONS", 24)
+    with serving(service) as server:
+        _crowd(service, server.server_state.connections)
+
+
+def _crowd(live, held):
     silent = [socket.create_connection(("127.0.0.1", live.port), 10) for _ in range(200)]
     assert get(live.port)[0] == 200
     busy, answer = post(live.port, LONG)  # and a request is no idle connection
@@ -111,6 +116,7 @@ def test_hundreds_of_connections_that_say_nothing_leave_room(live, monkeypatch):
     more = [socket.create_connection(("127.0.0.1", live.port), 10) for _ in range(40)]
     answer.readline()
     assert answer.readline().startswith(b"data: ")
+    assert 1 < len(held) <= 24
     for each in (*silent, *more, answer, busy):
         each.close()
 
@@ -188,7 +194,7 @@ def test_a_signal_ends_it_in_the_middle_of_a_text(tiny_release, number, code):
         process.send_signal(number)
         rest = answer.read().decode()
         assert process.wait(20) == code
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10  # 5 on a machine at rest
         connection.close()
         assert "stopping" in rest
         assert "[DONE]" not in rest
