@@ -3,7 +3,7 @@
 A is the tiny release, B the same in 4 bits. Needs the `serve` and `clients` extras and a Chromium:
 `chromium` on the PATH, or what MOETOOL_CHROMIUM names.
 
-python docs/pictures.py
+python docs/screenshots.py
 """
 
 from __future__ import annotations

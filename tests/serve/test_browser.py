@@ -17,18 +17,18 @@ from moetool.serve.server import Service
 from tests.serve.talking import PORT, TOKEN, serving
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-_SCRIPT = Path(__file__).parents[2] / "docs" / "pictures.py"
-_SPEC = importlib.util.spec_from_file_location("pictures", _SCRIPT)
-pictures = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(pictures)
+_SCRIPT = Path(__file__).parents[2] / "docs" / "screenshots.py"
+_SPEC = importlib.util.spec_from_file_location("screenshots", _SCRIPT)
+screenshots = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(screenshots)
 pytestmark = pytest.mark.skipif(
-    pictures.chromium() is None, reason="no Chromium on the PATH nor in MOETOOL_CHROMIUM"
+    screenshots.chromium() is None, reason="no Chromium on the PATH nor in MOETOOL_CHROMIUM"
 )
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with pictures.browser() as opened:
+    with screenshots.browser() as opened:
         yield opened
 
 
@@ -53,7 +53,7 @@ def url(live):
 @pytest.fixture(scope="module")
 def tab(browser, url):
     """A tab, what it asked for, and what its console said."""
-    context = browser.new_context(viewport=pictures.WIDE)
+    context = browser.new_context(viewport=screenshots.WIDE)
     opened = context.new_page()
     asked, said = [], []
     opened.on("request", lambda request: asked.append(request.url))
@@ -316,12 +316,12 @@ def contrast(*colours):
 
 def test_the_pictures_of_the_documentation_are_taken(browser, url, tmp_path):
     """By the script that takes them; what the docs show is of the same sizes."""
-    taken = pictures.take(browser, url, tmp_path, 20)
-    shown = sorted(path.name for path in pictures.FOLDER.glob("*.png"))
+    taken = screenshots.take(browser, url, tmp_path, 20)
+    shown = sorted(path.name for path in screenshots.FOLDER.glob("playground*.png"))
     assert sorted(path.name for path in taken) == shown
     for path in taken:
         data = path.read_bytes()
         width, _height = struct.unpack(">II", data[16:24])
         assert data.startswith(b"\x89PNG")
-        assert width == struct.unpack(">I", (pictures.FOLDER / path.name).read_bytes()[16:20])[0]
+        assert width == struct.unpack(">I", (screenshots.FOLDER / path.name).read_bytes()[16:20])[0]
         assert len(data) > 20_000  # not blank
