@@ -17,6 +17,7 @@ convert/      from one convention and format to another
 model/        the reference and the runner
 proof/        is it the same model, and where exactly is it not
 experts/      what the router does, and what an expert is worth
+serve/        the local server and its one-page playground
 cli/          one module per command, named as it is typed
 """
 

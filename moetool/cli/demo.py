@@ -51,8 +51,21 @@ def demo(
         ):
             _run(console, command, work)
         console.note("\nThat was the whole way, from a post to weights that run.")
-        if out is not None:
-            console.hint(f"look around in {work}")
+        _say_what_next(console, name, work if out is not None else None)
+
+
+def _say_what_next(console: Console, name: str, kept: Path | None) -> None:
+    """How to open the playground on the release: on what was fetched, where that is kept."""
+    if kept is not None:
+        console.hint(f"look around in {kept}")
+        serve = shlex.join(["moetool", "serve", str(kept / name)])
+    else:
+        serve = "moetool tiny tiny --trained && moetool serve tiny"
+    console.note(
+        "Its experts have divided stories, sums, diaries and code among themselves. To watch them "
+        "while it writes:"
+    )
+    console.note(f"\n$ pip install 'moetool[serve]'\n$ {serve}", "bold")
 
 
 @contextmanager

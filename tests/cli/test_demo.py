@@ -7,4 +7,5 @@ def test_the_demo_ends_well(moetool_process, tmp_path):
     for command in ("fetch", "verify", "inspect", "convert", "smoke-test"):
         assert f"$ moetool {command}" in done.stderr
     assert "repaired" in done.stderr
+    assert f"$ moetool serve {tmp_path / 'demo' / 'tiny-mixtral-8x1m'}\n" in done.stderr
     assert (tmp_path / "demo" / "tiny-mixtral-8x1m-hf" / "model.safetensors").is_file()
