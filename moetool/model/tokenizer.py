@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from moetool.errors import BadHeader, ReadFailed, Refused
@@ -47,6 +48,11 @@ class Tokenizer:
         self.bos: int = self._pieces.bos_id()
         self.eos: int = self._pieces.eos_id()
         self.unk: int = self._pieces.unk_id()
+
+    @cached_property
+    def longest(self) -> int:
+        """The most characters that one token of a text stands for (Llama's: 16)."""
+        return max(len(self._pieces.id_to_piece(token)) for token in range(self.n_words))
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Cut a text into token ids, with the mark of a beginning before them."""

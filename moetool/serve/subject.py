@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from moetool.model.mixtral import Transformer
     from moetool.model.tokenizer import Tokenizer
 
-LONGEST_PIECE = 64  # characters; one token of a text stands for no more (Llama's longest has 16)
-
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -44,11 +42,13 @@ class Subject:
         """
         vocab_size = self.model.args.vocab_size
         if not isinstance(prompt, str):
+            if len(prompt) > self.context:
+                raise self.too_long(f"{len(prompt)} tokens")
             if not all(0 <= token < vocab_size for token in prompt):
                 raise bad(f"token ids of {self.name} are below {vocab_size}", "prompt")
             return list(prompt)
         # Not even cut into tokens where it cannot fit: that takes a while for a long text.
-        if len(prompt) > LONGEST_PIECE * self.context:
+        if len(prompt) > self.tokenizer.longest * self.context:
             raise self.too_long(f"{len(prompt)} characters")
         return self.tokenizer.encode(prompt)
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
+from moetool.cli.running import running
+from moetool.cli.serve import _subject
 from moetool.experts.trace import Tracer
 from moetool.model.generate import Sampling, generate
+from moetool.serve.server import Service
+from tests.serve.talking import KEY, PORT, TOKEN
 
 
 def test_the_text_is_that_of_the_command_line(complete, moetool, tiny_release):
@@ -132,8 +139,6 @@ def test_token_ids_are_a_prompt(complete, subject):
 
 
 def test_the_last_token_of_a_full_context_was_not_read(complete, subject, monkeypatch):
-    from dataclasses import replace
-
     ids = subject.tokenizer.encode("The old")
     small = replace(subject.model.args, max_seq_len=len(ids) + 4)
     monkeypatch.setattr(subject.model, "args", small)
@@ -166,3 +171,33 @@ def test_both_ways_to_generate_agree_on_tokens(complete, subject):
     ours = complete(max_tokens=9, temperature=1, seed=5, return_token_ids=True)["choices"][0]
     theirs = list(generate(subject.model, ids, 9, sampling=Sampling(1.0, seed=5)))
     assert ours["token_ids"] == theirs
+
+
+def test_a_dense_model_is_served_without_routing(moetool, tmp_path):
+    moetool("tiny", tmp_path / "dense", "--geometry", "tiny-dense", check=0)
+    with running(tmp_path / "dense", "cpu", "keep", None) as opened:
+        service = Service({"dense": _subject(opened, {})}, TOKEN, PORT, print)
+        with closing(service):
+            client = TestClient(service.app, base_url=f"http://127.0.0.1:{PORT}", headers=KEY)
+            body = {"prompt": "The old", "max_tokens": 3, "routing": True, "echo": True}
+            (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+            assert set(choice["routing"]) == {None}
+            assert len(choice["routing"]) == choice["echoed_tokens"] + 3
+            assert client.get("/v1/models/dense").json()["card"]["model"]["n_experts"] == 0
+
+
+def test_weights_that_do_not_fit_are_read_as_they_are_needed(complete, tiny_release):
+    """A server with 2 MB for 14 MB of weights says the same."""
+    with running(tiny_release, "cpu", "keep", "2MB") as opened:
+        service = Service({"small": _subject(opened, {})}, TOKEN, PORT, print)
+        with closing(service):
+            client = TestClient(service.app, base_url=f"http://127.0.0.1:{PORT}", headers=KEY)
+            body = {"prompt": "The old", "max_tokens": 6, "temperature": 0}
+            said = client.post("/v1/completions", json=body).json()
+    assert said["choices"][0]["text"] == complete(max_tokens=6)["choices"][0]["text"]
+
+
+def test_two_of_one_name_are_told_apart(tiny_release):
+    with running(tiny_release, "cpu", "keep", None) as opened:
+        first = _subject(opened, {})
+        assert _subject(opened, {first.name: first}).name == f"{first.name} (B)"
