@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -93,7 +94,7 @@ def serve(
         report = _report(service)
         console.result(report, lambda: _render(console, report))
         ended = run(service, listening)
-    console.note(f"ended, {service.lane.n_done} requests were answered")
+    console.note(f"ended, {service.lane.n_done} requests")
     if ended != signal.SIGINT:
         raise typer.Exit(ENDED + ended)
 
@@ -119,6 +120,7 @@ def _service(
 ) -> Iterator[Service]:
     """The models, opened, and the application over them."""
     import secrets
+    import traceback
 
     be_patient()
     share = _share(memory, device, len(paths))
@@ -134,6 +136,8 @@ def _service(
 
         def on_bug(error: BaseException) -> None:
             console.warn(f"internal error: {safe(repr(error))}; please report it")
+            if os.environ.get("MOETOOL_DEBUG"):
+                traceback.print_exception(error)
 
         service = Service(subjects, secrets.token_urlsafe(24), port, on_bug)
         opened.callback(service.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from moetool.errors import BadHeader
@@ -95,7 +96,7 @@ class Fields:
         value = self.take(name)
         if value is not None and value not in allowed:
             raise Fault(
-                bad("").status,
+                HTTPStatus.BAD_REQUEST,
                 f"{name} is not supported",
                 param=name,
                 code="unsupported",

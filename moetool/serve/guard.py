@@ -97,8 +97,11 @@ class Guard:
                 hint=f"ask 127.0.0.1:{self.port}",
                 code="foreign_host",
             )
-        origin, fetch = headers.get(b"origin"), headers.get(b"sec-fetch-site", b"none")
-        if origin not in {None, b"http://" + hosts[0]} or fetch not in {b"none", b"same-origin"}:
+        # A link to the page may stand anywhere; what it opens is no part of the page it stood on.
+        visits = scope["path"] == "/" and headers.get(b"sec-fetch-dest") == b"document"
+        site = b"none" if visits else headers.get(b"sec-fetch-site", b"none")
+        own = {None, b"http://" + hosts[0]}
+        if headers.get(b"origin") not in own or site not in {b"none", b"same-origin"}:
             raise Fault(
                 HTTPStatus.FORBIDDEN, "pages of other origins get no answer", code="foreign_origin"
             )

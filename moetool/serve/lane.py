@@ -44,7 +44,7 @@ class Lane(Generic[T]):
         self._line: list[Ticket] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
         self._closing = False
-        self.n_done = 0
+        self.n_done = 0  # those that were given up, too
 
     @property
     def state(self) -> dict[str, object]:

@@ -89,8 +89,9 @@ def _main() -> int:
     return 0
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:  # noqa: ANN401  # whatever a template has
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(value: Any, *, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: ANN401  # whatever a template has
+    """As transformers has it: jinja2's own filter would escape what is meant for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 if __name__ == "__main__":

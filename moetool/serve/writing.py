@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from moetool.errors import NotEnoughMemory
 from moetool.experts.trace import Tracer
-from moetool.model.device import free_nbytes
+from moetool.model.device import available_nbytes, free_nbytes
 from moetool.model.generate import Pace, advance
 from moetool.model.mixtral import Probe
 from moetool.model.outlook import Work, cache_nbytes, rows_nbytes
@@ -138,9 +138,11 @@ class Writing:
         work = Work(n_positions, len(self.prompt))
         itemsize = weights.dtype.itemsize
         needed = cache_nbytes(args, n_positions, itemsize) + rows_nbytes(args, work, itemsize)
-        if weights.device.type == "cpu" and needed > free_nbytes():
+        on_gpu = weights.device.type == "cuda"
+        free = available_nbytes(weights.device) if on_gpu else free_nbytes()
+        if needed > free:
             raise NotEnoughMemory(
-                f"{needed} bytes are needed for {n_positions} tokens, {free_nbytes()} are free",
+                f"{needed} bytes are needed for {n_positions} tokens, {free} are free",
                 hint="shorten the prompt, or ask for fewer tokens",
             )
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
-pytest.importorskip("starlette", reason="the serve extra is not installed")
-
 from starlette.testclient import TestClient
 
 from moetool.cli.running import running

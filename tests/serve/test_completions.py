@@ -11,8 +11,9 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from moetool.cli.console import Console
 from moetool.cli.running import running
-from moetool.cli.serve import _subject
+from moetool.cli.serve import _service, _subject
 from moetool.experts.trace import Tracer
 from moetool.model.generate import Sampling, generate
 from moetool.serve.server import Service
@@ -197,7 +198,13 @@ def test_weights_that_do_not_fit_are_read_as_they_are_needed(complete, tiny_rele
     assert said["choices"][0]["text"] == complete(max_tokens=6)["choices"][0]["text"]
 
 
-def test_two_of_one_name_are_told_apart(tiny_release):
-    with running(tiny_release, "cpu", "keep", None) as opened:
-        first = _subject(opened, {})
-        assert _subject(opened, {first.name: first}).name == f"{first.name} (B)"
+def test_two_share_the_memory_and_have_names_of_their_own(tiny_release):
+    console, paths = Console(quiet=True), [tiny_release, tiny_release]
+    with _service(console, paths, "cpu", "keep", "20MB", PORT) as service:
+        assert list(service.subjects) == ["tiny-mixtral-8x1m", "tiny-mixtral-8x1m (B)"]
+        budgets = [subject.model.weights.budget for subject in service.subjects.values()]
+        assert budgets == [10_000_000, 10_000_000]
+        assert len(service.token) >= 32
+        client = TestClient(service.app, base_url=f"http://127.0.0.1:{PORT}")
+        client.headers["authorization"] = f"Bearer {service.token}"
+        assert client.get("/v1/models/tiny-mixtral-8x1m%20(B)").status_code == 200

@@ -60,6 +60,15 @@ def test_our_own_page_is_let_through(anyone):
     assert not [name for name in done.headers if name.startswith("access-control")]
 
 
+def test_a_link_to_the_page_may_stand_anywhere_and_opens_the_page_only(anyone):
+    visit = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate",
+             "sec-fetch-dest": "document"}  # fmt: skip
+    assert anyone.get("/", headers=visit).status_code == 200
+    assert anyone.get("/v1/models", headers={**visit, **KEY}).status_code == 403
+    assert anyone.get("/app.js", headers=visit).status_code == 403
+    assert anyone.get("/", headers={**visit, "sec-fetch-dest": "iframe"}).status_code == 403
+
+
 def test_a_preflight_gets_nothing(anyone):
     asks = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     done = anyone.options("/v1/completions", headers=asks)
