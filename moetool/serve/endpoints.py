@@ -12,6 +12,7 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from moetool.serve.writing import Gone, Writing
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from moetool.serve.lane import Lane, Ticket
     from moetool.serve.subject import Subject
@@ -91,10 +92,10 @@ class Endpoints:
             writing = Writing(subject, asked, prompt)
             answer = Answer(writing, is_chat=asked.messages is not None)
             ticket = self.lane.enter(subject.name)
-        except (Fault, MoetoolError) as error:
+        except Exception as error:  # noqa: BLE001  # said to the client as the API says it
             return refusal(self._fault(error))
         if asked.stream:
-            return Stream(self._events(ticket, answer))
+            return Stream(self._events(ticket, answer), partial(self.lane.give_up, ticket))
         return await self._whole(request.receive, ticket, answer)
 
     def _subject(self, name: str | None) -> Subject:
@@ -122,38 +123,29 @@ class Endpoints:
 
     async def _pieces(self, ticket: Ticket, answer: Answer) -> AsyncGenerator[Piece | int]:
         """First the places in the line, then the pieces."""
-        try:
-            async for place in self.lane.wait(ticket):
-                yield place
-            async with aclosing(self.lane.flow(ticket, answer.writing.run)) as flow:
-                async for piece in flow:
-                    yield piece
-        finally:
-            if ticket.began is None:
-                self.lane.leave(ticket)
+        async for place in self.lane.wait(ticket):
+            yield place
+        async with aclosing(self.lane.flow(ticket, answer.writing.run)) as flow:
+            async for piece in flow:
+                yield piece
 
     async def _events(self, ticket: Ticket, answer: Answer) -> AsyncGenerator[bytes]:
         try:
-            for document_ in answer.first():
-                yield event(document_)
+            for found in answer.first():
+                yield event(found)
             async with aclosing(self._pieces(ticket, answer)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, int):
                         yield comment(f"waiting {piece}")
                     else:
                         yield event(answer.chunk(piece))
-            for document_ in answer.last():
-                yield event(document_)
+            for found in answer.last():
+                yield event(found)
             yield DONE
-        except GeneratorExit:
-            raise
         except Gone:
             return
         except Exception as error:  # noqa: BLE001  # the head is sent: it can only be told in the stream
             yield event(self._fault(error).document)
-        finally:
-            if ticket.began is None:
-                self.lane.leave(ticket)
 
     async def _whole(self, receive: Receive, ticket: Ticket, answer: Answer) -> Response:
         async def collect() -> list[Piece]:
@@ -174,8 +166,7 @@ class Endpoints:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
-            if ticket.began is None:
-                self.lane.leave(ticket)
+            self.lane.give_up(ticket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +174,13 @@ class Stream:
     """Events as they come, until they end or the client leaves."""
 
     events: AsyncGenerator[bytes]
+    give_up: Callable[[], None]
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
         head = [(b"content-type", b"text/event-stream; charset=utf-8")]
-        await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": head})
-        sent = asyncio.create_task(self._send(send))
+        start = {"type": "http.response.start", "status": HTTPStatus.OK, "headers": head}
+        sent = asyncio.create_task(self._send(start, send))
         left = asyncio.create_task(until_gone(receive))
         try:
             await asyncio.wait({sent, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -199,8 +191,10 @@ class Stream:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
+            self.give_up()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, start: Message, send: Send) -> None:
+        await send(start)
         async with aclosing(self.events) as events:
             async for data in events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -84,6 +84,12 @@ class Lane(Generic[T]):
             for other in self._line:
                 other.moved.set()
 
+    def give_up(self, ticket: Ticket) -> None:
+        """Let nobody wait for it; its place is free now, or as soon as the thread has heard."""
+        ticket.gone.set()
+        if ticket.began is None:
+            self.leave(ticket)
+
     async def wait(self, ticket: Ticket) -> AsyncGenerator[int]:
         """How many are before it, each time that this changes and every few seconds, until none.
 

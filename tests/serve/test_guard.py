@@ -6,10 +6,12 @@ import asyncio
 import time
 
 import pytest
+from starlette.testclient import TestClient
 
 from moetool.serve import guard
+from moetool.serve.server import Service
 from moetool.serve.static import PAGE
-from tests.serve.talking import KEY, PORT
+from tests.serve.talking import KEY, PORT, TOKEN
 
 BODY = {"prompt": "x", "max_tokens": 1, "temperature": 0}
 
@@ -168,6 +170,37 @@ def test_a_client_that_leaves_in_its_body_starts_nothing(service):
     assert service.lane.n_done == 0
 
 
+def test_a_client_that_is_gone_before_the_first_byte_leaves_the_line(service):
+    said = [{"type": "http.request", "body": b'{"prompt": "x", "stream": true}'}]
+
+    async def receive():
+        return said.pop() if said else await asyncio.sleep(30)
+
+    async def send(_message):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        _post(service, receive, send)
+    assert service.lane.state == {"running": None, "waiting": 0, "done": 1}
+
+
+def test_a_bug_of_ours_is_told_to_who_runs_the_server(client, service, subject, monkeypatch):
+    """And no more than that to who asked."""
+    bugs = []
+    monkeypatch.setattr(subject.tokenizer, "encode", lambda _text: 1 // 0)
+    told = TestClient(
+        Service(service.subjects, TOKEN, PORT, bugs.append).app,
+        base_url=client.base_url,
+        headers=KEY,
+    )
+    done = told.post("/v1/completions", json=BODY)
+    assert (done.status_code, done.json()["error"]["message"]) == (
+        500,
+        "internal error; see the server",
+    )
+    assert [type(bug) for bug in bugs] == [ZeroDivisionError]
+
+
 def _status(service, receive):
     """The status of a POST whose body comes from a function."""
     sent = []
@@ -175,13 +208,17 @@ def _status(service, receive):
     async def send(message):
         sent.append(message)
 
+    _post(service, receive, send)
+    return sent[0]["status"]
+
+
+def _post(service, receive, send):
     headers = {"host": f"127.0.0.1:{PORT}", "content-type": "application/json", **KEY}
     scope = {
         "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
     asyncio.run(asyncio.wait_for(service.app(scope, receive, send), 10))
-    return sent[0]["status"]
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_it_is_read(complete, subject):
