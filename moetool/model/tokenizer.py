@@ -54,6 +54,16 @@ class Tokenizer:
         """The most characters that one token of a text stands for (Llama's: 16)."""
         return max(len(self._pieces.id_to_piece(token)) for token in range(self.n_words))
 
+    @cached_property
+    def control(self) -> dict[str, int]:
+        """Tokens that no text has, by how they are spelled: ``<s>`` and ``</s>``."""
+        pieces = self._pieces
+        return {
+            pieces.id_to_piece(token): token
+            for token in range(self.n_words)
+            if pieces.is_control(token)
+        }
+
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Cut a text into token ids, with the mark of a beginning before them."""
         ids: list[int] = self._pieces.encode(text)

@@ -68,12 +68,12 @@ class Subject:
                 "chat_template.jinja, tokenizer_config.json, or the header of a GGUF",
                 code="no_chat_template",
             )
-        speaks = self.tokenizer
-        control = {speaks.piece(t)[0]: t for t in range(speaks.n_words) if speaks.piece(t)[2]}
+        speaks, control = self.tokenizer, self.tokenizer.control
         bos, eos = (speaks.piece(t)[0] if t >= 0 else "" for t in (speaks.bos, speaks.eos))
         text = render(self.template, messages, bos, eos)
         tokens: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, control))})", text):
+        among = "|".join(map(re.escape, control)) or "(?!)"  # which is nowhere
+        for part in re.split(f"({among})", text):
             tokens += [control[part]] if part in control else speaks.encode(part, bos=False)
         return tokens
 

@@ -18,6 +18,7 @@ from moetool.model.device import available_nbytes, free_nbytes
 from moetool.model.generate import Pace, advance
 from moetool.model.mixtral import Probe
 from moetool.model.outlook import Work, cache_nbytes, rows_nbytes
+from moetool.serve.faults import bad
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ class Writing:
     Pieces that begin behind a stop text are not given; ``n_tokens`` counts them.
 
     Raises:
-        Fault: the prompt leaves no room for an answer.
+        Fault: the prompt is empty, or leaves no room for an answer.
     """
 
     subject: Subject
@@ -90,6 +91,8 @@ class Writing:
     _was_cut: bool = False
 
     def __post_init__(self) -> None:
+        if not self.prompt:
+            raise bad("the prompt is empty, and this tokenizer marks no beginning", "prompt")
         n_all = len(self.prompt) + self.asked.max_tokens
         if n_all > self.subject.context:
             raise self.subject.too_long(

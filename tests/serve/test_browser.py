@@ -257,6 +257,13 @@ def test_parameters_are_heeded(page):
     assert texts(page) != first
 
 
+def test_a_line_break_is_a_stop_text(page):
+    page.fill("#stop", "\\n")
+    write(page, "def get_total(price, count):", 40)
+    assert "".join(texts(page)) == "def get_total(price, count):"
+    assert "ended by stop" in page.text_content(".state")
+
+
 def test_what_goes_wrong_is_said(page, monkeypatch):
     monkeypatch.setattr("moetool.serve.writing.free_nbytes", lambda: 1)
     write(page, "x", 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moetool.serve.faults import Fault
@@ -52,6 +54,12 @@ def test_a_template_may_say_no(client):
     done = client.post("/v1/chat/completions", json={"model": "chatty", "messages": messages})
     assert done.status_code == 400
     assert "no system" in done.json()["error"]["message"]
+
+
+def test_a_tokenizer_without_control_tokens(subject, monkeypatch):
+    monkeypatch.setitem(subject.tokenizer.__dict__, "control", {})
+    text = replace(subject, template="{{ messages[0].content }}").tokens_of_chat(HI)
+    assert text == subject.tokenizer.encode("Tell me of the fox", bos=False)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,12 @@ def test_token_ids_are_a_prompt(complete, subject):
         assert complete(prompt)["choices"][0]["text"] == text
 
 
+def test_an_empty_prompt_needs_the_mark_of_a_beginning(complete, subject, monkeypatch):
+    assert complete("")["usage"]["prompt_tokens"] == 1
+    monkeypatch.setattr(subject.tokenizer, "bos", -1)
+    assert complete("", check=400)["error"]["param"] == "prompt"
+
+
 def test_the_last_token_of_a_full_context_was_not_read(complete, subject, monkeypatch):
     ids = subject.tokenizer.encode("The old")
     small = replace(subject.model.args, max_seq_len=len(ids) + 4)

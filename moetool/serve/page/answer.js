@@ -89,7 +89,7 @@ export class Answer {
     const steps = this.timings ? this.timings.new_tokens : n - 1;
     const rate = n > 1 && seconds > 0 ? `, ${(steps / seconds).toFixed(1)} tokens/s` : "";
     const ended = this.finish ? `, ended by ${this.finish}` : "";
-    this.state.textContent = n > 0 ? `${n} tokens${rate}${ended}` : "reading the prompt";
+    this.state.textContent = n > 0 || this.finish ? `${n} tokens${rate}${ended}` : "reading the prompt";
   }
 
   // Looks at a token: its experts and weights in every layer.

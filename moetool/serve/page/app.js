@@ -36,7 +36,8 @@ function asked() {
     prompt: $("prompt").value, echo: true, routing: true, return_token_ids: true,
     max_tokens: number("max_tokens"), temperature: number("temperature"), top_p: number("top_p"),
     top_k: number("top_k"), seed: number("seed"),
-    stop: $("stop").value.split("\n").filter((text) => text !== ""),
+    stop: $("stop").value.split("\n").filter((text) => text !== "")
+      .map((text) => text.replaceAll("\\n", "\n")),
   };
 }
 
