@@ -139,7 +139,7 @@ def _service(
             if os.environ.get("MOETOOL_DEBUG"):
                 traceback.print_exception(error)
 
-        service = Service(subjects, secrets.token_urlsafe(24), port, on_bug)
+        service = Service(subjects, secrets.token_hex(20), port, on_bug)
         opened.callback(service.close)
         yield service
 
