@@ -221,11 +221,14 @@ def _post(service, receive, send):
     asyncio.run(asyncio.wait_for(service.app(scope, receive, send), 10))
 
 
-def test_a_prompt_beyond_the_context_is_refused_before_it_is_read(complete, subject):
+def test_a_prompt_beyond_the_context_is_refused(complete, subject, monkeypatch):
     """Not even cut into tokens where it cannot fit."""
     found = complete([5] * (subject.context + 1), check=400)
     assert found["error"]["code"] == "context_length_exceeded"
     assert complete("a b " * 24_000, check=400)["error"]["code"] == "context_length_exceeded"
+    monkeypatch.setattr(subject.tokenizer, "encode", lambda _text: pytest.fail("it was cut"))
+    long = "x" * (subject.tokenizer.longest * subject.context + 1)
+    assert complete(long, check=400)["error"]["code"] == "context_length_exceeded"
     assert complete([1], max_tokens=4096, check=200, stop=[" "])["choices"]
 
 
