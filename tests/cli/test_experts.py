@@ -62,11 +62,18 @@ def test_ablate_refuses(moetool, tiny_release, text):
     for more, said in [
         (("--expert", "two"), "names no experts"),
         (("--expert", "9:0"), "no layer 9"),
-        (("--expert", "0:8"), "cannot be taken out"),
+        (("--expert", "0:8,1"), "cannot be taken out"),
         (("--top-k", "0..2"), "no range"),
         (("--html", "a.txt"), "ends in .html"),
     ]:
         assert said in moetool(*words, *more, check=2).stderr
+
+
+def test_the_command_line_knows_all_criteria():
+    from moetool.cli.experts import prune
+    from moetool.experts.saliency import CRITERIA
+
+    assert (*CRITERIA, prune.LOSS) == prune.CRITERIA
 
 
 def test_rank_correlation():
@@ -136,9 +143,14 @@ def test_pruned_by_a_list_and_by_both(moetool, tiny_release, text, tmp_path):
         (("--drop", "all:0,1,2,3,4,5,6"), 2, "fewer than a token's 2"),
         (("--drop", "one"), 2, "names no experts"),
         (("--drop", "all:0", "--to", "zip"), 2, "cannot write"),
+        (("--drop", "all:0", "--by", "luck"), 2, "no criterion"),
+        (("--keep", 9, "--text", "text.txt"), 2, "8 are there"),
+        (("--keep", 8, "--drop", "1:0", "--text", "text.txt"), 2, "7 are there"),
+        (("--keep", 1, "--text", "text.txt"), 2, "a token needs 2"),
     ],
 )
-def test_prune_refuses(moetool, tiny_release, tmp_path, words, code, said):
+def test_prune_refuses(moetool, tiny_release, tmp_path, text, words, code, said):
+    """With a next step, and nothing begun."""
     done = moetool("experts", "prune", tiny_release, *words, "--out", "out", check=code)
     assert said in done.stderr
     assert "hint:" in done.stderr
@@ -150,6 +162,7 @@ def test_prune_goes_on_and_does_not_overwrite(moetool, tiny_release, tmp_path):
     words = ("experts", "prune", tiny_release, "--out", "out")
     moetool(*words, "--drop", "all:0", check=0)
     moetool(*words, "--drop", "all:0", check=7)
+    moetool(*words, "--drop", "all:0", "--dry-run", check=0)
     moetool(*words, "--drop", "all:1", "--force", check=0)
     assert (tmp_path / "out.old-1").is_dir()
 

@@ -25,10 +25,13 @@ from moetool.cli.running import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moetool.experts.saliency import ExpertSaliency
 
 DEFAULT_WINDOW = 1024
 FEWEST_RANKED = 3
+NO_TOP_K = "none"
 
 TextOption = Annotated[Path, typer.Option("--text", metavar="FILE", help="A text, as UTF-8")]
 WindowOption = Annotated[int, typer.Option(min=2, help="Tokens read for themselves")]
@@ -126,6 +129,8 @@ def ablate(
     for each in picture or ():
         check_target(each, (".svg", ".png"))
     must_exist(text)
+    if top_k != NO_TOP_K:
+        parse_range(top_k, 1)  # before the work
     content, where = read_text(text), resolve(path, console)
     with running(where, device, dtype, memory) as opened:
         bench = Bench(console, opened, content, window, max_tokens)
@@ -164,11 +169,18 @@ def _report(
     bench: Bench, path: Path, text: Path, wanted: tuple[int, int, tuple[str, ...], bool], top_k: str
 ) -> AblateReport:
     from moetool.experts.ablate import measure
+    from moetool.experts.masked import refuse_impossible
+    from moetool.experts.rewrite import parse_experts
     from moetool.model.device import spelled
 
     args = bench.opened.recognized.args
+    least, most, words, every = wanted
+    named = parse_experts(words, args.n_layers, "--expert")
+    for layer, experts in named.items():
+        for expert in experts:
+            refuse_impossible(bench.model, {layer: frozenset({expert})})
     saliency = bench.saliency()
-    chosen = _chosen(saliency, args.n_layers, *wanted)
+    chosen = _chosen(saliency, least, most, named, every=every)
     with bench.console.progress("ablate", None) as update:
         costs = measure(
             bench.model, bench.tokens, bench.window,
@@ -189,19 +201,16 @@ def _report(
 
 
 def _chosen(
-    saliency: tuple[ExpertSaliency, ...], n_layers: int, least: int, most: int,
-    named: tuple[str, ...], every: bool,
+    saliency: tuple[ExpertSaliency, ...], least: int, most: int,
+    named: Mapping[int, tuple[int, ...]], *, every: bool,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """The experts whose cost is measured, in the order of layers."""
-    from moetool.experts.rewrite import parse_experts
-
     if every:
         return [(one.layer, one.expert) for one in saliency]
     ranked = sorted(saliency, key=lambda one: one.reap)
     picked = [*ranked[:least], *(ranked[-most:] if most else ())]
     wanted = {(one.layer, one.expert) for one in picked}
-    for layer, experts in parse_experts(named, n_layers, "--expert").items():
-        wanted |= {(layer, expert) for expert in experts}
+    wanted |= {(layer, expert) for layer, experts in named.items() for expert in experts}
     return sorted(wanted)
 
 
@@ -209,7 +218,7 @@ def _losses(bench: Bench, top_k: str) -> list[TopK]:
     """The loss for each k; the whole model's is among them where k is as trained."""
     from moetool.model.evaluate import evaluate, with_experts
 
-    if top_k == "none":
+    if top_k == NO_TOP_K:
         return []
     args, found = bench.opened.recognized.args, []
     for k in parse_range(top_k, args.n_experts_per_tok):

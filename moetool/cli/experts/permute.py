@@ -24,6 +24,7 @@ from moetool.cli.experts.writing import (
     manner,
     planned,
     prepared,
+    refuse_existing,
     told_files,
     wanted,
 )
@@ -67,21 +68,29 @@ class PermuteReport:
         return True
 
 
+OrderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="All experts of a layer in their new order, as 3:1,0,2 or all:1,0,2; may be repeated",
+        show_default=False,
+    ),
+]
+LikeOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OTHER", help="As their matches stand in another checkpoint", show_default=False
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="A random order, drawn from this", show_default=False)
+]
+
+
 def permute(
     path: PathArgument = None,
-    order: Annotated[
-        list[str] | None,
-        typer.Option(help="All experts of a layer in their new order, as 3:1,0,2 or all:1,0,2; "
-                     "may be repeated", show_default=False),
-    ] = None,
-    like: Annotated[
-        Path | None,
-        typer.Option(metavar="OTHER", help="As their matches stand in another checkpoint",
-                     show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="A random order, drawn from this", show_default=False)
-    ] = None,
+    order: OrderOption = None,
+    like: LikeOption = None,
+    seed: SeedOption = None,
     to: FormatOption = None,
     layout: LayoutOption = None,
     out: OutOption = None,
@@ -92,7 +101,7 @@ def permute(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write a checkpoint with its experts in another order, router rows with them.
 
     It computes the same. A certificate says so, with the source's root in any order.
@@ -109,6 +118,7 @@ def permute(
     where = resolve(path, console)
     be_patient()
     asked = wanted(where, "reordered", to, layout, out, max_shard_size, store)
+    refuse_existing(asked.out, force=force or dry_run)
     again = again_with(
         "experts permute", where, asked.out, order=order, like=like.absolute() if like else None,
         seed=seed, to=to, layout=layout, max_shard_size=max_shard_size, store=store, force=force,

@@ -25,6 +25,7 @@ from moetool.cli.experts.writing import (
     manner,
     planned,
     prepared,
+    refuse_existing,
     told_files,
     wanted,
     write,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 
 LOSS = "loss"
+CRITERIA = ("reap", "norm", "mass", "frequency", LOSS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +149,10 @@ def prune(
     """
     console = Console(json, quiet)
     must_exist(text)
-    _refuse_undecided(keep, drop, text)
+    _refuse_undecided(keep, drop, text, by)
     where = resolve(path, console)
     asked = wanted(where, f"{keep or 'fewer'}-experts", to, layout, out, max_shard_size, store)
+    refuse_existing(asked.out, force=force or dry_run)
     again = again_with(
         "experts prune", where, asked.out, keep=keep, drop=drop,
         text=text.absolute() if text else None, by=by, window=window, max_tokens=max_tokens, to=to,
@@ -193,12 +196,14 @@ def _report(
     )
 
 
-def _refuse_undecided(keep: int | None, drop: list[str] | None, text: Path | None) -> None:
+def _refuse_undecided(keep: int | None, drop: list[str] | None, text: Path | None, by: str) -> None:
     """Refuse what does not say which experts go.
 
     Raises:
         UsageFault: neither a number nor a list, or a number without a text to judge by.
     """
+    if by not in CRITERIA:
+        raise UsageFault(f"no criterion {by!r}", hint=f"--by {', '.join(CRITERIA)}")
     if keep is None and not drop:
         raise UsageFault(
             "say how many experts to keep, or which to drop",
@@ -250,6 +255,12 @@ def _kept(
             "--drop names experts that are not there",
             findings=tuple(strange),
             hint=f"there are {args.n_experts} in each layer, counted from 0",
+        )
+    most = min(map(len, left))
+    if keep is not None and not args.n_experts_per_tok <= keep <= most:
+        raise UsageFault(
+            f"--keep {keep}: a token needs {args.n_experts_per_tok} experts, and {most} are there",
+            hint=f"keep {args.n_experts_per_tok} to {most}",
         )
     if keep is None or bench is None:
         return left

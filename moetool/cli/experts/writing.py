@@ -10,6 +10,7 @@ import typer
 
 from moetool.cli.console import Console, size
 from moetool.cli.options import parse_size
+from moetool.errors import OutputExists
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,20 @@ def wanted(
         find_target(to, layout), (out or beside).absolute(), find_dtype(store),
         parse_size(max_shard_size, "--max-shard-size"),
     )  # fmt: skip
+
+
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Refuse before the work what would be refused behind it.
+
+    Raises:
+        OutputExists: the output is there.
+    """
+    if not force and (out.exists() or out.is_symlink()):
+        raise OutputExists(
+            "the output is there already",
+            where=str(out),
+            hint="--force moves it aside, or give another --out",
+        )
 
 
 def prepared(
