@@ -7,8 +7,10 @@ from moetool.errors import UsageFault
 from moetool.experts import ablate
 from moetool.experts.masked import MaskedTransformer
 from moetool.experts.saliency import CRITERIA, ExpertSaliency, keep_best, saliencies
+from moetool.experts.trace import trace
 from moetool.model.evaluate import evaluate
-from moetool.model.mixtral import Probe, swiglu
+from moetool.model.load import open_weights
+from moetool.model.mixtral import Probe, Transformer, swiglu
 
 
 def test_a_masked_expert_gets_nothing_and_the_rest_share_anew(model, tokens):
@@ -128,3 +130,17 @@ def test_batches_and_groups_change_nothing(model, tokens, monkeypatch):
         assert one.delta == pytest.approx(other.delta, abs=1e-4)
     with pytest.raises(UsageFault, match="fewer than two"):
         ablate.measure(model, tokens[:1], 16, [])
+
+
+def test_read_as_they_are_needed_the_weights_give_the_same(opened, tokens):
+    """Two megabytes for fifteen: the same saliencies, costs and choices to the last bit."""
+    model, checkpoint, recognized, _ = opened
+    few = open_weights(checkpoint, recognized, torch.device("cpu"), torch.float32, 2_000_000)
+    assert not few.resident
+    streamed = Transformer(recognized.args, few)
+    assert saliencies(streamed, tokens, 24) == saliencies(model, tokens, 24)
+    assert ablate.measure(streamed, tokens, 24, CUTS) == ablate.measure(model, tokens, 24, CUTS)
+    ours, theirs = (trace(each, tokens, 24).routed for each in (streamed, model))
+    assert torch.equal(ours.experts_TLA, theirs.experts_TLA)
+    assert torch.equal(ours.weights_TLA, theirs.weights_TLA)
+    few.close()
