@@ -107,7 +107,16 @@ class Tracer(Probe):
         )
 
     def take(self) -> Routed:
-        """The choices since the last call, in the order in which the tokens were read."""
+        """The choices since the last call, in the order in which the tokens were read.
+
+        Raises:
+            UsageFault: a layer was not seen, as where several processes share them.
+        """
+        if not all(self._layers):
+            raise UsageFault(
+                "not every layer was seen, so there is no whole choice to tell",
+                hint="trace a model that one process runs, after a pass",
+            )
         layers = [[torch.cat(kind) for kind in zip(*noted, strict=True)] for noted in self._layers]
         for noted in self._layers:
             noted.clear()

@@ -84,6 +84,8 @@ def test_a_dense_model_and_an_empty_text_are_refused(model, changed_args):
     dense = Transformer(changed_args(model.args, n_experts=0, n_experts_per_tok=0), model.weights)
     with pytest.raises(UsageFault, match="dense"):
         Tracer(dense)
+    with pytest.raises(UsageFault, match="not every layer"):
+        Tracer(model).take()
     with pytest.raises(UsageFault, match="empty"):
         trace(model, [], 8)
 
