@@ -7,6 +7,7 @@ Checkpoint.read(name) → model ─SmokeReport→ cli       Checkpoint.read(name
 errors.py     the exception tree; each branch has its exit code
 extents.py    ranges of bytes, where they are read from, what is claimed of them
 durable.py    locks, synced names, one rename
+files/        one door to files: whole, in parts, or with holes
 tensors.py    DType, TensorInfo, Catalog, Checkpoint, Sink
 reports.py    results as data -> JSON
 release/      what was published, how to get it, whether we have it

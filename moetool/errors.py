@@ -15,7 +15,8 @@ MoetoolError                    1  a bug of ours
 │   ├── ArchError
 │   │   ├── UnknownConvention
 │   │   └── InconsistentCheckpoint
-│   └── LossyCast
+│   ├── LossyCast
+│   └── NotFetched
 ├── SystemFault                 5  disk full, permission, I/O error, memory, no such device
 │   ├── ReadFailed
 │   ├── NoRoomOnDisk
@@ -125,6 +126,10 @@ class InconsistentCheckpoint(ArchError):
 
 class LossyCast(Refused):
     """Values that the type asked for cannot hold, where nobody allowed them to change."""
+
+
+class NotFetched(Refused):
+    """Bytes of a partial release that were never fetched: a hole, which reads as zeros."""
 
 
 class SystemFault(MoetoolError):

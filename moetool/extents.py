@@ -17,8 +17,13 @@ from typing import TYPE_CHECKING, Protocol, Self
 from moetool.errors import ReadFailed, Refused, TruncatedFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
+
+
+Range = tuple[int, int]
+"""Offsets of the first byte and of the one behind the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,18 @@ class LocalFile:
         self.path = path
         self.nbytes = status.st_size
 
+    def held(self, offset: int, nbytes: int) -> int:
+        """How many bytes of a range are here to be read; those behind the end are not."""
+        return max(0, min(offset + nbytes, self.nbytes) - offset)
+
+    def holds(self, offset: int, nbytes: int) -> bool:
+        """Whether no byte of a range is a hole; what lies behind the end is none."""
+        return self.held(offset, nbytes) == LocalFile.held(self, offset, nbytes)
+
+    def places(self, offset: int, nbytes: int) -> Iterator[Extent]:
+        """Where bytes lie: in this file, or in several that it stands for."""
+        yield Extent(self.path, offset, nbytes)
+
     def pread(self, offset: int, nbytes: int) -> bytes:
         """Read exactly ``nbytes`` at ``offset``; see `ByteSource.pread`."""
         first = self._read_once(offset, nbytes)
@@ -155,6 +172,42 @@ class LocalFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def union(ranges: Iterable[Range]) -> list[Range]:
+    """Merge ranges into disjoint ones, in order."""
+    merged: list[Range] = []
+    for start, stop in sorted(ranges):
+        if start >= stop:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """What of ``ranges`` lies in no hole."""
+    left: list[Range] = []
+    cuts = union(holes)
+    at = 0
+    for low, high in union(ranges):
+        start = low
+        while at < len(cuts) and cuts[at][1] <= start:
+            at += 1
+        step = at
+        while step < len(cuts) and cuts[step][0] < high:
+            left.append((start, cuts[step][0]))
+            start = cuts[step][1]
+            step += 1
+        left.append((start, high))
+    return [(start, stop) for start, stop in left if start < stop]
+
+
+def length(ranges: Iterable[Range]) -> int:
+    """The number of bytes in disjoint ranges."""
+    return sum(stop - start for start, stop in ranges)
 
 
 def drop_from_cache(extent: Extent) -> None:

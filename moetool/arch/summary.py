@@ -6,7 +6,7 @@ Everything is computed from headers and hyperparameters; no weight is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,8 +65,30 @@ class ModelSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Presence:
+    """What of a release is here that was fetched in part; the rest is NOT COVERED.
+
+    ``only`` are the selectors of the fetches so far. ``held_nbytes`` of the ``nbytes`` of all files
+    are here. ``here``, ``in_part`` and ``absent`` have every tensor once; ``in_part_nbytes`` are
+    those that are here of the second. ``rest`` is the command that fetches all others.
+    """
+
+    only: tuple[str, ...]
+    held_nbytes: int
+    nbytes: int
+    here: tuple[TensorGroup, ...]
+    in_part: tuple[TensorGroup, ...]
+    in_part_nbytes: int
+    absent: tuple[TensorGroup, ...]
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
 class InspectReport:
-    """What a checkpoint is; ``model`` is None, and ``reason`` says why, where it is not known."""
+    """What a checkpoint is; ``model`` is None, and ``reason`` says why, where it is not known.
+
+    ``presence`` is None where the files are whole, or are not on this machine.
+    """
 
     schema: ClassVar[str] = "moetool.inspect"
     version: ClassVar[int] = 1
@@ -81,6 +103,7 @@ class InspectReport:
     reason: str | None
     groups: tuple[TensorGroup, ...]
     tensors: tuple[TensorInfo, ...]
+    presence: Presence | None
 
     @property
     def ok(self) -> bool:
@@ -102,6 +125,7 @@ def summarize(
     *,
     context: int | None = None,
     tensors: bool = False,
+    presence: Presence | None = None,
 ) -> InspectReport:
     """Describe a checkpoint; ``context`` in tokens for the KV cache, ``tensors`` lists them all.
 
@@ -124,15 +148,20 @@ def summarize(
         reason=reason,
         groups=collapse(catalog.tensors.values()),
         tensors=tuple(catalog.tensors.values()) if tensors else (),
+        presence=presence,
     )
 
 
 def collapse(tensors: Iterable[TensorInfo]) -> tuple[TensorGroup, ...]:
-    """Group tensors whose names differ in numbers only and whose type and shape are equal."""
+    """Group tensors whose names differ in numbers only and whose type and shape are equal.
+
+    A group has every tensor that its name stands for: where some lack, there are more groups.
+    """
     groups: dict[tuple[str, DType, tuple[int, ...]], list[TensorInfo]] = {}
     for info in tensors:
         key = (re.sub(r"\d+", "#", info.name), info.dtype, info.shape)
         groups.setdefault(key, []).append(info)
+    products = [(key, part) for key, found in groups.items() for part in _products(found)]
     return tuple(
         TensorGroup(
             name=ranges([info.name for info in found]),
@@ -141,8 +170,34 @@ def collapse(tensors: Iterable[TensorInfo]) -> tuple[TensorGroup, ...]:
             shape=shape,
             nbytes=sum(info.nbytes for info in found),
         )
-        for (_, dtype, shape), found in groups.items()
+        for (_, dtype, shape), found in products
     )
+
+
+def _products(infos: list[TensorInfo]) -> Iterator[list[TensorInfo]]:
+    """Split tensors so that each part has all combinations of the numbers in its names."""
+    by_numbers = {tuple(re.findall(r"\d+", info.name)): info for info in infos}
+    for columns in _combinations(frozenset(by_numbers)):
+        yield [
+            info
+            for numbers, info in by_numbers.items()
+            if all(map(frozenset.__contains__, columns, numbers))
+        ]
+
+
+def _combinations(rows: frozenset[tuple[str, ...]]) -> list[list[frozenset[str]]]:
+    """Rows of numbers as products: for each, the numbers that every column takes."""
+    if not rows or not next(iter(rows)):
+        return [[]]
+    tails: dict[str, set[tuple[str, ...]]] = {}
+    for first, *rest in rows:
+        tails.setdefault(first, set()).add(tuple(rest))
+    alike: dict[frozenset[tuple[str, ...]], set[str]] = {}
+    for first in sorted(tails, key=int):
+        alike.setdefault(frozenset(tails[first]), set()).add(first)
+    return [
+        [frozenset(firsts), *rest] for tail, firsts in alike.items() for rest in _combinations(tail)
+    ]
 
 
 def ranges(names: list[str]) -> str:

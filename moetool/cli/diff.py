@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 
 MAX_NAMES = 20  # collapsed names of tensors that only one side has
 MAX_WORST = 10
-STYLES = {"EQUAL": "green", "RENUMBERED": "green", "WITHIN TOLERANCE": "yellow", "DIFFERENT": "red"}
+STYLES = {
+    "EQUAL": "green",
+    "RENUMBERED": "green",
+    "WITHIN TOLERANCE": "yellow",
+    "DIFFERENT": "red",
+    "NOT COVERED": "yellow",
+}
 MEANING = {
     "EQUAL": "the same values in every tensor",
     "RENUMBERED": "the same model, experts renumbered",
     "WITHIN TOLERANCE": "values differ, no tensor by more than was tolerated",
     "DIFFERENT": "not the same model",
+    "NOT COVERED": "nothing differs in what is here, and not all of it is",
 }
 
 
@@ -120,6 +127,8 @@ def _structure(console: Console, report: DiffReport) -> None:
             console.line(f"only in {side}: {safe(line)}", "red")
         if len(lines) > MAX_NAMES:
             console.line(f"only in {side}: … and {len(lines) - MAX_NAMES} more, see --json")
+    for line in collapse_names(structure.absent)[:MAX_NAMES]:
+        console.line(f"NOT COVERED  not fetched: {safe(line)}", "yellow")
     for shape in structure.shapes[:MAX_NAMES]:
         words = f"  {shape.words}" if shape.words else ""
         console.line(

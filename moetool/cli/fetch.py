@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetool.cli import fetch_convert, fetch_hub
+from moetool.cli import fetch_convert, fetch_hub, fetch_only
 from moetool.cli.console import Console, duration, safe, size
 from moetool.cli.options import JsonOption, QuietOption
 from moetool.errors import Interrupted, NetworkFault, UsageFault
@@ -78,6 +78,7 @@ def fetch(
     no_dht: NoDhtOption = False,
     release_md5: ReleaseMd5Option = None,
     include: fetch_hub.IncludeOption = None,
+    only: fetch_only.OnlyOption = None,
     convert: fetch_convert.ConvertOption = None,
     convert_out: fetch_convert.ConvertOutOption = None,
     keep: fetch_convert.KeepOption = True,
@@ -90,6 +91,7 @@ def fetch(
     """Download a release from its swarm, or from a hub, and prove every byte of it.
 
     With --convert it is converted while it comes: the bytes are those of a conversion afterwards.
+    With --only a part comes, and what is not here is never taken for weights.
     """
     from moetool.release.hub.address import is_address
     from moetool.release.source import resolve_source
@@ -98,7 +100,7 @@ def fetch(
     if is_address(source):
         fetch_hub.refuse_swarm_options(
             tracker=tracker, peer=peer, web_seeds=web_seeds, port=port, max_down=max_down,
-            no_dht=no_dht, convert=convert, convert_out=convert_out, no_keep=not keep,
+            no_dht=no_dht, only=only, convert=convert, convert_out=convert_out, no_keep=not keep,
             layout=layout, dtype=dtype != "keep", max_shard_size=max_shard_size,
         )  # fmt: skip
         got = fetch_hub.run(console, source, out, include, timeout, release_md5)
@@ -109,18 +111,21 @@ def fetch(
     wish = fetch_convert.ConvertWords(
         convert, convert_out, keep, layout, dtype, max_shard_size
     ).wish()
+    selectors = fetch_only.selectors_of(only, wish)
     found = resolve_source(source)
-    if release_md5:
-        found = replace(found, release_md5=digits(release_md5))
+    found = replace(found, release_md5=digits(release_md5)) if release_md5 else found
     seeds = seeds_of(found, wanted=web_seeds)
     options = swarm_options(seeds, tracker, peer, port, max_down, timeout, no_dht)
     _tell_source(console, found, seeds)
     if wish is not None:
         both = fetch_convert.run(console, found, out, wish, options)
         console.result(both, lambda: fetch_convert.render(console, both))
-        return
-    report = _run(console, found, out, options)
-    console.result(report, lambda: _render(console, report))
+    elif selectors:
+        part = fetch_only.run(console, found, out, selectors, options)
+        console.result(part, lambda: fetch_only.render(console, part))
+    else:
+        report = _run(console, found, out, options)
+        console.result(report, lambda: _render(console, report))
 
 
 def _run(console: Console, source: Source, out: Path | None, options: SwarmOptions) -> FetchReport:
@@ -280,7 +285,8 @@ def _render(console: Console, report: FetchReport) -> None:
     if report.already_complete:
         console.line(f"{verdict}  {safe(report.path)} was already complete", "green")
     else:
-        console.line(f"{verdict}  {safe(report.path)}", "green")
+        style = "green" if verdict == "MATCH" else "yellow"
+        console.line(f"{verdict}  {safe(report.path)}", style)
         came = f"{report.pieces} pieces, {report.pieces_kept} of them were here already"
         console.line(f"{came}; {size(report.payload)} came over the network")
     for host, port in report.banned:

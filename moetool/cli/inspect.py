@@ -22,8 +22,9 @@ from moetool.cli.options import JsonOption, QuietOption, resolve
 from moetool.errors import Refused, UsageFault
 
 if TYPE_CHECKING:
-    from moetool.arch.summary import InspectReport, ModelSummary
+    from moetool.arch.summary import InspectReport, ModelSummary, Presence
     from moetool.cli.remote import RemoteInspectReport, View
+    from moetool.formats import FileCheckpoint
 
 SourceArgument = Annotated[
     str | None,
@@ -98,7 +99,31 @@ def _local(
             {path.name: source.nbytes for path, source in checkpoint.sources.items()},
             context=context,
             tensors=tensors,
+            presence=_presence(checkpoint),
         )
+
+
+def _presence(checkpoint: FileCheckpoint) -> Presence | None:
+    """What is here of a release that was fetched in part; None where all is."""
+    from moetool.arch.summary import Presence, collapse
+    from moetool.files.partial import find_partial
+
+    partial = find_partial(checkpoint.directory)
+    if partial is None:
+        return None
+    infos = checkpoint.catalog.tensors
+    held = {name: checkpoint.held(name) for name in infos}
+    some = [name for name, nbytes in held.items() if 0 < nbytes < infos[name].nbytes]
+    return Presence(
+        only=partial.only,
+        held_nbytes=partial.held_nbytes,
+        nbytes=partial.nbytes,
+        here=collapse(infos[name] for name in infos if checkpoint.holds(name)),
+        in_part=collapse(infos[name] for name in some),
+        in_part_nbytes=sum(held[name] for name in some),
+        absent=collapse(info for name, info in infos.items() if not held[name] and info.nbytes),
+        rest=partial.command(),
+    )
 
 
 def _behind_url(
@@ -155,6 +180,7 @@ def _render(
         *(remote or ()),
         ("format", f"{report.format}, {_files(report)}"),
         ("beside it", ", ".join(report.side_files) or "nothing"),
+        *_presence_facts(report.presence),
     ]
     if report.model is None:
         console.facts(facts)
@@ -164,6 +190,8 @@ def _render(
         console.line()
         _render_roles(console, report.model)
     console.line()
+    if report.presence:
+        _render_presence(console, report.presence)
     if report.tensors:
         rows = [(t.name, t.dtype.label, list(t.shape), size(t.nbytes)) for t in report.tensors]
         console.table(
@@ -178,6 +206,30 @@ def _render(
             for group in report.groups
         ],
     )  # fmt: skip
+
+
+def _presence_facts(presence: Presence | None) -> list[tuple[str, object]]:
+    if presence is None:
+        return []
+    share = presence.held_nbytes / max(1, presence.nbytes)
+    came = f"{size(presence.held_nbytes)} of {size(presence.nbytes)} ({share:.1%})"
+    return [("here", f"{came}, by --only {', '.join(presence.only) or 'nothing yet'}")]
+
+
+def _render_presence(console: Console, presence: Presence) -> None:
+    """What is here and what is not, repeated layers and experts collapsed."""
+    kinds = [
+        ("here", presence.here),
+        ("in part", presence.in_part),
+        ("NOT COVERED", presence.absent),
+    ]
+    console.table(
+        [Column("fetched"), Column("tensors"), Column("count", right=True),
+         Column("size", right=True)],
+        [(kind, group.name, f"x{group.count}", size(group.nbytes))
+         for kind, groups in kinds for group in groups],
+    )  # fmt: skip
+    console.line()
 
 
 def _files(report: InspectReport) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.errors import UsageFault
-from moetool.joined import parts_of, whole_name
+from moetool.files.joined import parts_of, whole_name
 
 if TYPE_CHECKING:
     from moetool.cli.console import Console

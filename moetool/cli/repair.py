@@ -26,7 +26,7 @@ from moetool.cli.fetch import (
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.cli.verify import MAX_LINES, catalogs_of, located
 from moetool.errors import FormatError, Mismatch, Refused, UsageFault
-from moetool.joined import Joins
+from moetool.files.joined import Joins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,8 +147,7 @@ def _named(report: RepairReport) -> RepairReport:
 
 def _merged(report: RepairReport) -> Iterator[Extent]:
     """The wrong bytes of each file, neighbours as one."""
-    from moetool.extents import Extent
-    from moetool.release.verify.coverage import union
+    from moetool.extents import Extent, union
 
     ranges: dict[Path, list[tuple[int, int]]] = {}
     for piece in report.bad:

@@ -57,8 +57,8 @@ def _render(console: Console, report: ScanReport) -> None:
     for group in report.not_covered:
         names = ", ".join(group.names[:MAX_NAMES]) + (" …" * (group.n_tensors > MAX_NAMES))
         console.line(
-            f"NOT COVERED  {group.dtype}: {group.n_tensors} tensors, {size(group.nbytes)}, "
-            f"{group.share:.1%} of all bytes ({safe(names)})",
+            f"NOT COVERED  {group.reason or group.dtype}: {group.n_tensors} tensors, "
+            f"{size(group.nbytes)}, {group.share:.1%} of all bytes ({safe(names)})",
             "yellow",
         )
     _summary(console, report)

@@ -119,8 +119,8 @@ def catalogs_of(
 
     A damaged header must not keep the digests from being checked: they say what is damaged.
     """
+    from moetool.files.joined import status_of
     from moetool.formats import open_checkpoint
-    from moetool.joined import status_of
 
     if not any(file.suffix in WEIGHTS and status_of(file) for file in files):
         return [], ()
@@ -171,9 +171,11 @@ def _render(console: Console, report: VerifyReport) -> None:
 
 def _covers(file: FileVerdict) -> list[str]:
     texts = [
-        f"{cover.algorithm} {cover.matched}/{cover.claims}, {cover.reference}"
+        (f"{cover.algorithm} {cover.matched}/{cover.claims}, {cover.reference}"
+         + f", {cover.absent} NOT COVERED" * (cover.absent > 0))
+        if cover.claims else f"{cover.algorithm} NOT COVERED, {cover.reference}"
         for cover in file.coverage
-    ]
+    ]  # fmt: skip
     return ["; ".join([*texts, *file.notes]) or "no reference"]
 
 

@@ -21,6 +21,7 @@ from moetool.convert.execute.identity import files_of, identify
 from moetool.convert.execute.journal import Past, read_journal
 from moetool.convert.execute.room import require_room
 from moetool.convert.execute.run import Manner, Order, run
+from moetool.convert.here import require_here
 from moetool.convert.plan import Plan, Shard, Step, assign_shards, derive_steps, spread_shards
 from moetool.convert.sidecars import headers, missing_vocabulary, read_tokenizer, sidecars
 from moetool.convert.targets import find_convention
@@ -133,12 +134,13 @@ class Job:
         """Write the files, or go on writing them; see `moetool.convert.execute.run`.
 
         Raises:
-            NoRoomOnDisk: before the first byte.
+            NotFetched, NoRoomOnDisk: before the first byte.
             InTheWay: the output is there, being written, or begun from another source or plan.
             LossyCast: values that may not change would.
             DigestMismatch: the source is damaged.
             Interrupted: with what is kept.
         """
+        require_here(self.source.checkpoint, self.plan.steps)
         manner = manner or Manner()
         if manner.force and self.out.resolve() in self.source.path.resolve().parents:
             raise UsageFault("holds the source, and would be moved aside", where=str(self.out))

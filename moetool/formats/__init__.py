@@ -10,7 +10,7 @@
     arriving                           one whose files are still coming
     rules output                       what all of them share
 
-Readers take a `ByteSource`; only this module and `directory` open files.
+Readers take a `ByteSource`; only this module and `directory` open files, by `moetool.files`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from moetool.errors import MoetoolError, UsageFault
+from moetool.files import open_file
 from moetool.formats import gguf, pth, safetensors
 from moetool.formats.directory import find_files
 from moetool.formats.gguf_types import TENSOR_TYPES
@@ -27,16 +28,15 @@ from moetool.formats.merge import merge
 from moetool.formats.pth_writer import PthSink
 from moetool.formats.safetensors import SafetensorsSink
 from moetool.formats.unpickler import STORAGE_DTYPES
-from moetool.joined import open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from moetool.extents import LocalFile
+    from moetool.extents import Extent
+    from moetool.files import File
     from moetool.formats.output import OutputFile
-    from moetool.joined import JoinedFile
     from moetool.tensors import Catalog, DType, Sink, TensorInfo
 
 __all__ = ["FileCheckpoint", "can_hold", "create", "open_checkpoint", "read_part"]
@@ -62,7 +62,7 @@ class FileCheckpoint:
         self,
         path: Path,
         catalog: Catalog,
-        sources: Mapping[Path, LocalFile | JoinedFile],
+        sources: Mapping[Path, File],
         directory: Path,
         *,
         pinned: bool = False,
@@ -84,6 +84,7 @@ class FileCheckpoint:
         Raises:
             MoetoolError: no such range: the caller's bug.
             ReadFailed, TruncatedFile: the machine could not read, or the file has shrunk.
+        NotFetched: it is a partial release, and some of the bytes are a hole.
         """
         extent = self.catalog.extents[name]
         end = extent.nbytes if stop is None else stop
@@ -104,6 +105,22 @@ class FileCheckpoint:
             if not got:
                 source.pread(offset, len(buffer))  # says where the file ends
             offset, buffer = offset + got, buffer[got:]
+
+    def held(self, name: str) -> int:
+        """How many bytes of a tensor are here; of a partial release, some were never fetched."""
+        extent = self.catalog.extents[name]
+        return self.sources[extent.path].held(extent.offset, extent.nbytes)
+
+    def holds(self, name: str, start: int = 0, stop: int | None = None) -> bool:
+        """Whether bytes of a tensor are here, all of them."""
+        extent = self.catalog.extents[name]
+        end = extent.nbytes if stop is None else stop
+        return self.sources[extent.path].holds(extent.offset + start, end - start)
+
+    def places(self, name: str, start: int, stop: int) -> Iterator[Extent]:
+        """The ranges of files in which bytes of a tensor lie."""
+        extent = self.catalog.extents[name]
+        yield from self.sources[extent.path].places(extent.offset + start, stop - start)
 
     def close(self) -> None:
         """Close the files; closing twice is harmless."""
@@ -133,7 +150,7 @@ def open_checkpoint(path: Path) -> FileCheckpoint:
     file_set = find_files(path)
     reader = _READERS[file_set.format]
     with ExitStack() as opened:
-        sources: dict[Path, LocalFile | JoinedFile] = {}
+        sources: dict[Path, File] = {}
         for file in file_set.files:
             sources[file] = open_file(file)
             opened.callback(sources[file].close)

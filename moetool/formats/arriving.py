@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moetool.errors import BadHeader, Refused
+from moetool.errors import BadHeader
+from moetool.files.joined import JoinedFile, part_names, whole_name
 from moetool.formats import FileCheckpoint, gguf, pth, safetensors
 from moetool.formats.directory import survey_files
 from moetool.formats.merge import merge
 from moetool.formats.rules import shown
-from moetool.joined import whole_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.extents import ByteSource, LocalFile
+    from moetool.files import File
     from moetool.tensors import Catalog
 
 
@@ -33,29 +34,37 @@ def open_arriving(path: Path, directory: Path, sources: Mapping[str, LocalFile])
         sources: every file that is there or will be, by name; reading one waits for its bytes.
 
     Raises:
-        Refused: see `open_checkpoint`; or it comes in parts that must be joined.
+        Refused: see `open_checkpoint`.
         NetworkFault, SystemFault: the bytes do not come.
     """
-    cut = [name for name in sources if whole_name(name)]
-    if cut:
-        raise Refused(
-            f"{shown(cut[0])} is a part of a file",
-            where=str(directory),
-            hint="fetch it without --convert, then moetool convert",
-        )
+    files = _with_wholes(sources, directory)
     found = survey_files(directory, sources)
     names = sorted([*(file.name for file in found.files), *found.missing])
-    absent = [name for name in names if name not in sources]
+    absent = [name for name in names if name not in files]
     if absent:
         raise BadHeader(
             f"{len(absent)} files of the checkpoint are missing",
             where=str(directory),
             findings=tuple(f"missing: {shown(name)}" for name in absent[:100]),
         )
-    opened = {sources[name].path: sources[name] for name in names}
+    opened = {files[name].path: files[name] for name in names}
     file_set = replace(found, files=tuple(opened), missing=())
     catalog = merge(file_set, [_read(found.format, source, far=True) for source in opened.values()])
     return FileCheckpoint(path, catalog, opened, directory, pinned=True)
+
+
+def _with_wholes(sources: Mapping[str, LocalFile], directory: Path) -> dict[str, File]:
+    """The files, with each that comes in parts under the name of the whole beside them.
+
+    Raises:
+        BadHeader: a part is missing.
+    """
+    found: dict[str, File] = dict(sources)
+    for whole in dict.fromkeys(filter(None, map(whole_name, sources))):
+        if whole not in sources:
+            parts = [sources[name] for name in part_names(whole, sources)]
+            found[whole] = JoinedFile(directory / whole, parts)
+    return found
 
 
 def check_assumed(checkpoint: FileCheckpoint, sources: Mapping[Path, ByteSource]) -> None:

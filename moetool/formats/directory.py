@@ -2,7 +2,7 @@
 
     consolidated.00.pth  consolidated.01.pth ...       disjoint keys, numbered without a gap
     consolidated.00.pt   consolidated.01.pt ...        likewise (Mistral's hub upload)
-    consolidated.00.pth-split0, consolidated.safetensors.0 ...  cut in parts: `moetool.joined`
+    consolidated.00.pth-split0, consolidated.safetensors.0 ...  cut in parts: `moetool.files`
     consolidated.safetensors
     consolidated-00001-of-00003.safetensors ...
     model.safetensors
@@ -24,10 +24,11 @@ from typing import Final
 
 from moetool.errors import BadHeader, ReadFailed, Refused, UsageFault
 from moetool.extents import LocalFile
+from moetool.files import open_file
+from moetool.files.joined import parts_of, whole_name
 from moetool.formats import strict_json
 from moetool.formats.rules import shown
 from moetool.formats.safetensors import read_index
-from moetool.joined import open_file, parts_of, whole_name
 
 INDEX: Final = "model.safetensors.index.json"
 _SUFFIXES: Final = {".pth": "pth", ".pt": "pth", ".safetensors": "safetensors", ".gguf": "gguf"}
@@ -228,7 +229,7 @@ def _all_parts(shard: re.Match[str]) -> list[str]:
 
 def _indexed(index: Path, beside: list[str] | None = None) -> FileSet:
     """The shards that an index names; ``beside`` are those that lie in the directory."""
-    with LocalFile(index) as file:
+    with LocalFile(index) as file:  # a small file: of a part of a release, too, it is whole
         if file.nbytes > strict_json.MAX_NBYTES:
             raise BadHeader(f"an index of {file.nbytes} bytes", where=str(index))
         weight_map = read_index(file.pread(0, file.nbytes), str(index))

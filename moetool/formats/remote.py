@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from moetool.errors import BadHeader
+from moetool.files.joined import JoinedSource, part_names
 from moetool.formats import gguf, pth, safetensors, strict_json
 from moetool.formats.directory import INDEX, FileSet, survey_files
 from moetool.formats.merge import merge
 from moetool.formats.rules import check_count, shown
 from moetool.formats.zip64 import END_NBYTES
-from moetool.joined import JoinedSource, part_names
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from moetool.errors import UsageFault
+from moetool.files.joined import whole_name
 from moetool.formats.directory import FORMS, INDEX, SHARD, is_hf_shard
 from moetool.formats.rules import shown
-from moetool.joined import whole_name
 
 BESIDE: Final = (
     "RELEASE", "checklist.chk", "params.json", "config.json", "generation_config.json",

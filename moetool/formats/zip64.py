@@ -12,10 +12,11 @@ Source: pytorch/pytorch: caffe2/serialize/inline_container.cc; PKWARE APPNOTE 4.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetool.errors import BadHeader, TruncatedFile
+from moetool.errors import BadHeader, NotFetched, TruncatedFile
 from moetool.formats.rules import check_count, shown
 from moetool.formats.zip_records import (
     CENTRAL,
@@ -111,9 +112,7 @@ def read_members(
     members = {
         name: Member(
             name,
-            _data_offset(source, entry, end)
-            if visited is None or name in visited
-            else _assumed_offset(entry, end, where),
+            _place(source, entry, end, is_visited=visited is None or name in visited),
             entry.nbytes,
             entry.crc32,
         )
@@ -232,6 +231,17 @@ def _names_below_root(entries: list[_Entry], where: str) -> tuple[str, list[str]
     return roots.pop(), names
 
 
+def _place(source: ByteSource, entry: _Entry, end: int, *, is_visited: bool) -> int:
+    """Where a member's data begin: by all headers, or by the directory where one was not fetched.
+
+    Of a partial release, too, no weight is read but those that were fetched and hashed.
+    """
+    if is_visited:
+        with suppress(NotFetched):
+            return _data_offset(source, entry, end)
+    return _assumed_offset(entry, end, str(source.path))
+
+
 def _data_offset(source: ByteSource, entry: _Entry, end: int) -> int:
     """Where a member's data begin, once all that surrounds them agrees with the directory.
 
@@ -240,18 +250,31 @@ def _data_offset(source: ByteSource, entry: _Entry, end: int) -> int:
     local, offset = _local_header(source, entry, end)
     behind = end - offset - entry.nbytes
     promised = (entry.crc32, entry.nbytes, entry.nbytes)
+    trailer = b""
     if entry.flags & FLAG_DESCRIPTOR:
         trailer = source.pread(end - behind, min(behind, DESCRIPTOR64.size + 1))
         agrees = local in {(0, 0, 0), promised} and read_descriptor(trailer) == promised
     else:
         agrees = local == promised and behind == 0
     if not agrees:
-        raise BadHeader(
+        raise _contradicted(
             f"zip member {shown(entry.name)}: its local header or descriptor contradicts the "
             "directory, or bytes lie hidden behind it",
-            where=str(source.path),
+            trailer,
+            str(source.path),
         )
     return offset
+
+
+def _contradicted(what: str, found: bytes, where: str) -> BadHeader:
+    """The refusal of what surrounds a member; zeros there are what a hole reads as."""
+    if not found or any(found):
+        return BadHeader(what, where=where)
+    return BadHeader(
+        f"{what}: zeros lie in its place",
+        where=where,
+        hint="fetch it again; a part of a release must not be copied without its .moetool",
+    )
 
 
 def _assumed_offset(entry: _Entry, end: int, where: str) -> int:
@@ -278,7 +301,7 @@ def _local_header(source: ByteSource, entry: _Entry, end: int) -> tuple[tuple[in
     room = end - start
     head = source.pread(start, min(_HEAD_GUESS, room)) if room >= LOCAL.size else b""
     if head[:4] != LOCAL_SIG:
-        raise BadHeader(f"no local header for zip member {shown(entry.name)}", where=where)
+        raise _contradicted(f"no local header for zip member {shown(entry.name)}", head, where)
     _, _, flags, method, _, _, crc, *sizes, name_nbytes, extra_nbytes = LOCAL.unpack(
         head[: LOCAL.size]
     )

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetool.arch.schema import expand
+from moetool.convert.here import require_here
 from moetool.convert.plan import BLOCKS, Step, derive_steps
 from moetool.convert.stream import stream, torch_dtype, values_of
 from moetool.errors import NotEnoughMemory, Refused
 from moetool.extents import Extent, drop_from_cache
-from moetool.joined import on_disk
+from moetool.files.joined import on_disk
 from moetool.model.device import available_nbytes
 from moetool.model.kernels import stay_packed
 from moetool.model.packed import STORED, Packed
@@ -247,10 +248,12 @@ def open_weights(
 
     Raises:
         Refused: stored in a type that is not computed with (float8, blocks not decoded here).
+        NotFetched: it is a part of a release, and lacks some of them.
         NotEnoughMemory: the budget does not hold the largest tensor.
     """
     kept = dtype or kept_dtype(checkpoint.catalog)
     steps = canonical_steps(checkpoint.catalog, recognized)
+    require_here(checkpoint, steps.values())
     if packed:
         steps = packed_steps(checkpoint.catalog, recognized, steps, device, kept)
     allowed = available_nbytes(device) if budget is None else budget

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import Slot, expand
+from moetool.convert.here import require_here
 from moetool.convert.plan import READABLE, Plan, Shard, Step, derive_steps
 from moetool.convert.stream import computing, stream
 from moetool.convert.threads import in_order
@@ -114,10 +115,13 @@ def open_weights(path: Path) -> Iterator[Weights]:
 
     Raises:
         Refused: it is not understood, or its values are stored in a type that is not decoded.
+        NotFetched: it is a part of a release, of which nothing can be said as a whole.
     """
     with open_checkpoint(path) as checkpoint:
         recognized = recognize(checkpoint.catalog, checkpoint.directory)
-        yield see(checkpoint, recognized)
+        weights = see(checkpoint, recognized)
+        require_here(checkpoint, weights.steps.values())
+        yield weights
 
 
 def see(checkpoint: FileCheckpoint, recognized: Recognized) -> Weights:

@@ -8,6 +8,7 @@ verify/     a list of claims, settled in one read; what they prove
 hub/        a release from a hub of git repositories (its door is the one to it)
 peek/       a release looked into before it is downloaded
 fetch       source -> folder, every byte hashed
+only        a part of a release: the pieces of chosen tensors, and a record of what is not here
 live/       a download that is read while it comes
 resume      what an earlier run left and may be kept
 pieces      the pieces of a torrent as they lie in a folder, and which are bad

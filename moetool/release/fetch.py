@@ -20,7 +20,8 @@ from typing import ClassVar
 
 from moetool.durable import publish, sync_folder
 from moetool.errors import DigestMismatch, Interrupted, OutputExists
-from moetool.joined import Joins
+from moetool.files.joined import Joins
+from moetool.files.partial import OUR_FOLDER, forget_partial, is_partial, move_partial
 from moetool.release.magnet import Repairs, format_magnet
 from moetool.release.provenance import (
     Origin,
@@ -35,7 +36,7 @@ from moetool.release.resume import held_pieces, prepare
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing, no_room
 from moetool.release.torrent.download import Downloaded, download
-from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
+from moetool.release.torrent.metainfo import Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
 from moetool.release.torrent.session import Swarm
 from moetool.release.torrent.watch import Peer, Progress
@@ -147,19 +148,23 @@ class FetchJob:
         self._refuse_foreign()
         with locked(self.partial):
             self._refuse_foreign()
-            if self.out.exists():
-                report = self._settle(self.out)
-                if not self._is_mendable(report):
-                    self._drop_empty_partial()
-                    return self._finish(checked(report), kept=self._n_pieces(), already=True)
-            write_origin(self.partial, self.meta, self._origin(fetched_at=None))
-            self._take_back()
-            have = prepare(self.meta, self.partial, self.on_progress)
-            report = self._complete(swarm, have)
-            write_origin(self.partial, self.meta, self._origin(fetched_at=now()))
-            record_digests(self.partial, report)
-            self._publish()
-            return self._finish(moved(report, self.partial, self.out), kept=sum(have))
+            return self._work(swarm)
+
+    def _work(self, swarm: Swarm) -> FetchReport:
+        """What is done under the lock."""
+        if self.out.exists() and not is_partial(self.out):
+            report = self._settle(self.out)
+            if not self._is_mendable(report):
+                self._drop_empty_partial()
+                return self._finish(checked(report), kept=self._n_pieces(), already=True)
+        write_origin(self.partial, self.meta, self._origin(fetched_at=None))
+        self._take_back()
+        have = prepare(self.meta, self.partial, self.on_progress)
+        report = self._complete(swarm, have)
+        write_origin(self.partial, self.meta, self._origin(fetched_at=now()))
+        record_digests(self.partial, report)
+        self._publish()
+        return self._finish(moved(report, self.partial, self.out), kept=sum(have))
 
     def _refuse_foreign(self) -> None:
         """Only a folder that a fetch of the same torrent made may be touched."""
@@ -183,6 +188,7 @@ class FetchJob:
                 outcome = self._download(swarm, have)
                 self.payload += outcome.payload
                 self.banned += outcome.banned
+            forget_partial(self.partial)  # what was fetched with --only has no holes any more
             report = self._settle(self.partial)
             if not self._is_mendable(report):
                 break
@@ -221,6 +227,8 @@ class FetchJob:
         """
         if not self.out.exists():
             return
+        if is_partial(self.out):
+            move_partial(self.out, self.partial)
         for path in self.out.iterdir():
             if path.name != OUR_FOLDER:
                 path.rename(self.partial / path.name)

@@ -11,6 +11,7 @@ say, every piece can be judged here by itself: it has the number by which the sw
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from moetool.errors import HostileTorrent, ReadFailed, Refused, TruncatedFile
 from moetool.extents import Digest, Extent
-from moetool.joined import open_file
+from moetool.files import open_raw
 from moetool.release.torrent.merkle import lifted, piece_height, root_of_layer
 from moetool.release.torrent.metainfo import piece_parts
 from moetool.release.verify.digests import HASHES
@@ -78,6 +79,31 @@ def pieces_of(meta: Metainfo, folder: Path) -> list[Piece]:
     return [piece for piece in found if piece.extents]
 
 
+class PieceMap:
+    """The pieces of a torrent in a folder by number, and which of them hold a range of a file.
+
+    Raises:
+        Refused, HostileTorrent: see `pieces_of`.
+    """
+
+    def __init__(self, meta: Metainfo, folder: Path) -> None:
+        self.pieces = {piece.index: piece for piece in pieces_of(meta, folder)}
+        self._starts: dict[Path, list[int]] = {}  # offsets in a file, ascending
+        self._indices: dict[Path, list[int]] = {}  # of the pieces that begin there
+        for piece in self.pieces.values():
+            for extent in piece.extents:
+                self._starts.setdefault(extent.path, []).append(extent.offset)
+                self._indices.setdefault(extent.path, []).append(piece.index)
+
+    def covering(self, path: Path, offset: int, nbytes: int) -> list[int]:
+        """The pieces that hold a range of a file; none where it is empty."""
+        if nbytes <= 0:
+            return []
+        starts = self._starts[path]
+        first, last = bisect_right(starts, offset) - 1, bisect_right(starts, offset + nbytes - 1)
+        return self._indices[path][first:last]
+
+
 def cut(path: Path, nbytes: int, piece_length: int) -> list[Extent]:
     """A file by itself, cut into pieces; the last one is what is left."""
     starts = range(0, nbytes, piece_length)
@@ -108,7 +134,7 @@ def find_bad(
         for piece in pieces
         if piece.is_plain
     }
-    found = read_digests(plain.values(), on_bytes=on_bytes)
+    found = read_digests(plain.values(), on_bytes=on_bytes, opened=open_raw)
     bad = []
     for piece in pieces:
         if piece.is_plain:
@@ -131,7 +157,7 @@ def read_extent(extent: Extent) -> bytes | None:
         Refused: no regular file.
     """
     try:
-        with open_file(extent.path) as file:
+        with open_raw(extent.path) as file:
             return file.pread(extent.offset, extent.nbytes)
     except (ReadFailed, TruncatedFile):
         return None

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from moetool import durable
 from moetool.durable import write_durably
 from moetool.errors import SystemFault
-from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_torrent
+from moetool.files.partial import OUR_FOLDER
+from moetool.release.torrent.metainfo import Metainfo, read_torrent
 
 if TYPE_CHECKING:
     from moetool.release.verify.settle import VerifyReport

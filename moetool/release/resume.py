@@ -9,26 +9,34 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from moetool.release.torrent.metainfo import Metainfo, piece_claims
+from moetool.release.pieces import count_pieces, find_bad, pieces_of
 from moetool.release.torrent.watch import Progress
-from moetool.release.verify.hashing import Wanted, read_digests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from moetool.extents import Extent
+    from moetool.release.torrent.metainfo import Metainfo
+
+    Look = Callable[[Metainfo, Path, Callable[[Progress], None]], list[bool]]
 
 
-def prepare(meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None]) -> list[bool]:
+def prepare(
+    meta: Metainfo,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    look: Look | None = None,
+) -> list[bool]:
     """Find the pieces that are here, and make the files fit for going on with them.
 
     Returns one bool for each piece; empty where nothing is here, and for v2 torrents (see
-    `held_pieces`). Files without a single good piece around them are removed.
+    `held_pieces`, which is the usual ``look``). Files without a single good piece around them are
+    removed.
     """
     sizes = meta.file_sizes(folder)
     present = [path for path in sizes if path.is_file()]
-    have = held_pieces(meta, folder, on_progress) if present else []
+    have = (look or held_pieces)(meta, folder, on_progress) if present else []
     if not have:
         return []
     if not any(have):
@@ -55,27 +63,33 @@ def held_pieces(
 ) -> list[bool]:
     """Hash the pieces in ``folder``; one bool for each.
 
-    Empty for torrents with v2 hashes: these do not say of the last piece of a file by itself
-    whether it is here, so libtorrent looks at such files, which it does well without resume data.
+    Empty for torrents with v2 hashes: libtorrent looks at such files, which it does well without
+    resume data, and makes the trees that other peers ask it for.
     """
-    if meta.info_hash_v2 is not None:
-        return []
-    claims = list(piece_claims(meta, folder))
-    wanted = [Wanted(claim.extents, claim.digest.algorithm) for claim in claims]
+    return [] if meta.info_hash_v2 is not None else pieces_here(meta, folder, on_progress)
+
+
+def pieces_here(
+    meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None]
+) -> list[bool]:
+    """Hash the pieces in ``folder``, of a torrent of any kind; one bool for each.
+
+    Raises:
+        Refused: a v2 torrent without the digests of its pieces.
+    """
     holes = _Holes()
-    present = [want for want in wanted if holes.hold_data(want.extents)]
-    total, done = sum(extent.nbytes for want in present for extent in want.extents), 0
+    pieces = pieces_of(meta, folder)
+    present = [piece for piece in pieces if holes.hold_data(piece.extents)]
+    total, done = sum(piece.nbytes for piece in present), 0
 
     def tell(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         on_progress(Progress("look", min(done, total), total))
 
-    found = read_digests(present, on_bytes=tell)
-    return [
-        want in found and found[want].hex == claim.digest.hex
-        for want, claim in zip(wanted, claims, strict=True)
-    ]
+    absent = {piece.index for piece in pieces} - {piece.index for piece in present}
+    absent |= {piece.index for piece in find_bad(present, tell)}
+    return [index not in absent for index in range(count_pieces(meta))]
 
 
 class _Holes:

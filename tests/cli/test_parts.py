@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from moetool.files.joined import on_disk
 from moetool.formats import open_checkpoint
-from moetool.joined import on_disk
 from moetool.release.provenance import Origin, write_origin
 from moetool.release.torrent.metainfo import read_torrent
 from moetool.release.torrent.serve import seed

@@ -19,12 +19,13 @@ from moetool.convert.execute.room import existing_parent, room_for
 from moetool.convert.execute.run import Manner
 from moetool.convert.execute.shard import MARK_NBYTES
 from moetool.convert.job import ConvertReport, Job, Source, open_source
-from moetool.convert.sidecars import LARGEST_TOKENIZER
-from moetool.errors import DigestMismatch, Interrupted, MoetoolError, NoRoomOnDisk
+from moetool.errors import DigestMismatch, Interrupted, MoetoolError, NoRoomOnDisk, Refused
 from moetool.extents import LocalFile
+from moetool.files.joined import whole_name
 from moetool.formats.arriving import check_assumed, open_arriving
 from moetool.formats.directory import is_weight_file
-from moetool.release.live.arrivals import LiveFile
+from moetool.formats.rules import shown
+from moetool.release.live.headers import sources_in
 from moetool.release.torrent.alerts import bytes_free, bytes_missing
 from moetool.release.torrent.watch import Progress
 
@@ -139,17 +140,14 @@ class Companion:
 
     def _open(self, arrivals: Arrivals) -> FileCheckpoint:
         """Have all small files, and open the checkpoint by its headers."""
-        sizes = {path: nbytes for path, nbytes in arrivals.meta.file_sizes(arrivals.folder).items()
-                 if path.parent == arrivals.folder}  # fmt: skip
-        small = [path for path, nbytes in sizes.items() if nbytes <= LARGEST_TOKENIZER and
-                 (not is_weight_file(path.name) or path.name.endswith(".index.json"))]  # fmt: skip
-        for path in set(sizes).difference(small):  # headers are at one end or the other
-            arrivals.ask(arrivals.covering(path, 0, min(1, sizes[path])))
-            arrivals.ask(arrivals.covering(path, max(0, sizes[path] - 1), min(1, sizes[path])))
-        arrivals.need([i for path in small for i in arrivals.covering(path, 0, sizes[path])])
-        sources: dict[str, LocalFile] = {
-            path.name: LiveFile(path, nbytes, arrivals) for path, nbytes in sizes.items()
-        }
+        sources = sources_in(arrivals, arrivals.folder, is_weight_file)
+        cut = [name for name in sources if whole_name(name)]
+        if cut:
+            raise Refused(
+                f"{shown(cut[0])} is a part of a file",
+                where=str(self._raw),
+                hint="fetch it without --convert, then moetool convert",
+            )
         return open_arriving(self._raw, arrivals.folder, sources)
 
     def _convert(self, arrivals: Arrivals, checkpoint: FileCheckpoint) -> ConvertReport:

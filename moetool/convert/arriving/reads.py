@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetool.extents import Extent
-from moetool.release.verify.coverage import union
+from moetool.extents import Extent, union
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from moetool.convert.execute.room import existing_parent
 from moetool.convert.plan import BLOCKS, QUANTISED_NUMEL, QUANTISERS
 from moetool.extents import Extent
-from moetool.joined import on_disk, parts_of
+from moetool.files.joined import on_disk, parts_of
 
 if TYPE_CHECKING:
     from pathlib import Path

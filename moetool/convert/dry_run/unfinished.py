@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING
 from moetool.arch.recognize import recognize, recognize_part
 from moetool.convert.job import Source
 from moetool.convert.sidecars import read_tokenizer
-from moetool.errors import FormatError, InconsistentCheckpoint, MoetoolError, TruncatedFile
+from moetool.errors import (
+    FormatError,
+    InconsistentCheckpoint,
+    MoetoolError,
+    NotFetched,
+    TruncatedFile,
+)
+from moetool.files import open_file
+from moetool.files.joined import status_of, whole_name
 from moetool.formats import read_part
 from moetool.formats.directory import FileSet, survey_files
 from moetool.formats.merge import merge
 from moetool.formats.rules import shown
-from moetool.joined import status_of, whole_name
 from moetool.release.hub.listing import read_listing
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.tensors import Buffer, Catalog, DType, TensorInfo, main_dtype
@@ -110,8 +117,13 @@ def _look(file_set: FileSet, promised: Mapping[str, int]) -> _Seen:
         if whole is not None:
             held = min(here.held_nbytes, whole)
             seen.gaps.append(f"{path.name} is being fetched: {held:,} of {whole:,} bytes are here")
+        lacking = _not_fetched(path) if whole is None else 0
+        if lacking:
+            seen.gaps.append(f"{path.name}: {lacking:,} of {here.nbytes:,} bytes were not fetched")
         try:
             catalog, end = read_part(path, file_set.format)
+        except NotFetched:
+            continue
         except FormatError as error:
             if whole is None and not isinstance(error, TruncatedFile):
                 raise
@@ -123,6 +135,12 @@ def _look(file_set: FileSet, promised: Mapping[str, int]) -> _Seen:
         seen.catalogs.append(catalog)
         seen.files.append(path)
     return seen
+
+
+def _not_fetched(path: Path) -> int:
+    """How many bytes of a file of a partial release are holes."""
+    with open_file(path) as file:
+        return file.nbytes - file.held(0, file.nbytes)
 
 
 def _whole(path: Path, file_set: FileSet, seen: _Seen) -> Survey:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from moetool import __version__
 from moetool.convert.execute.journal import SourceFile, Work
 from moetool.errors import PlanChanged, SourceChanged
+from moetool.files.joined import status_of
 from moetool.formats import FileCheckpoint
-from moetool.joined import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

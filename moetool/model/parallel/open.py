@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moetool.convert.here import require_here
 from moetool.errors import NotEnoughMemory
 from moetool.model import kernels
 from moetool.model.load import WeightStore, canonical_steps, kept_dtype, open_weights, packed_steps
@@ -42,6 +43,7 @@ def open_model(
     Raises:
         Refused: stored in a type that is not computed with.
         NotEnoughMemory: no room for the largest tensor alone, or for the share of any rank.
+        NotFetched: it is a part of a release, and lacks some of it.
         UsageFault: the model cannot be split over so many ranks.
     """
     if ranks is None:
@@ -50,6 +52,7 @@ def open_model(
     kept = dtype or kept_dtype(checkpoint.catalog)
     allowed = ranks.room() if budget is None else budget
     steps = canonical_steps(checkpoint.catalog, recognized)
+    require_here(checkpoint, steps.values())
     _multiply_alike(steps, kept, ranks)
     open_share = _open_slices if ranks.split == "tensor" else _open_layers
     model = open_share(checkpoint, recognized, steps, kept, allowed, ranks)

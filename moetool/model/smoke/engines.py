@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moetool.joined import parts_of
+from moetool.files.joined import parts_of
 from moetool.model.device import available_nbytes, spelled
 from moetool.model.smoke import logits
 from moetool.model.smoke.checks import Check, judge

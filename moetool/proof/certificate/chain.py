@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetool.joined import status_of, whole_name
+from moetool.files.joined import status_of, whole_name
 from moetool.proof.certificate.link import Link
 from moetool.proof.certificate.record import read_record
 from moetool.release.manifest import list_claims, post_claim

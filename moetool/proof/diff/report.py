@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moetool.proof.diff.structure import Structure
 
 EQUAL, RENUMBERED, WITHIN, DIFFERENT = "EQUAL", "RENUMBERED", "WITHIN TOLERANCE", "DIFFERENT"
+NOT_COVERED = "NOT COVERED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ class DiffReport:
     """Two checkpoints compared. ``tensors`` has the worst first.
 
     ``sign_only`` counts tensors that differ only in what no comparison sees: the sign of zeros, the
-    payload of NaNs. ``verdict`` is EQUAL, RENUMBERED, WITHIN TOLERANCE or DIFFERENT.
+    payload of NaNs. ``verdict`` is EQUAL, RENUMBERED, WITHIN TOLERANCE or DIFFERENT; NOT COVERED
+    where nothing speaks against one of the first three, and some tensors were never fetched.
     """
 
     schema: ClassVar[str] = "moetool.diff"
@@ -126,9 +128,9 @@ class DiffReport:
     @property
     def ok(self) -> bool:
         """Whether B is A, as far as was asked: in any order of experts unless the exact one."""
-        return self.verdict in {EQUAL, WITHIN} or (
-            self.verdict == RENUMBERED and not self.exact_order
-        )
+        if self.exact_order and any(order.moved for order in self.experts):
+            return False
+        return self.verdict != DIFFERENT
 
 
 def difference(
@@ -164,6 +166,8 @@ def verdict(
     """One word for everything."""
     if not structure.same or any(tensor.beyond for tensor in tensors):
         return DIFFERENT
+    if structure.absent:
+        return NOT_COVERED
     if any(order.moved for order in experts):
         return RENUMBERED
     return WITHIN if tensors else EQUAL

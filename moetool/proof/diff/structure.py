@@ -57,6 +57,7 @@ class Structure:
     """What differs before any value.
 
     ``only_a`` and ``only_b`` are names, ``common`` the tensors that can be compared value by value.
+    ``absent`` names those that were never fetched, of one side or of both.
     """
 
     settings: tuple[Setting, ...]
@@ -65,6 +66,7 @@ class Structure:
     shapes: tuple[ShapeDifference, ...]
     types: tuple[TypeDifference, ...]
     common: tuple[Slot, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -89,6 +91,7 @@ def compare_structure(a: Subject, b: Subject) -> Structure:
         shapes=tuple(_shapes(a, b, both)),
         types=tuple(TypeDifference(*labels, n) for labels, n in types.items()),
         common=tuple(slot for slot in both if left.info(slot).shape == right.info(slot).shape),
+        absent=tuple(_absent(a, b)),
     )
 
 
@@ -115,10 +118,17 @@ def _only(one: Subject, other: Subject) -> Iterator[str]:
     """What ``one`` has and ``other`` has not."""
     misfits = {misfit.slot for misfit in other.misfits}
     for slot, step in one.weights.steps.items():
-        if slot not in other.weights.steps and slot not in misfits:
+        if slot not in other.weights.steps and slot not in misfits and slot not in other.absent:
             yield step.target.name
     there = set(other.unexpected)
     yield from (name for name in one.unexpected if name not in there)
+
+
+def _absent(a: Subject, b: Subject) -> Iterator[str]:
+    """The raw names of what is not known of a side, because it was never fetched."""
+    unknown = dict.fromkeys([*a.absent, *b.absent])
+    raw = a.weights.recognized.architecture.raw.stored
+    yield from (raw[slot.role].name(slot.layer, slot.expert) for slot in unknown)
 
 
 def _shapes(a: Subject, b: Subject, both: Iterable[Slot]) -> Iterator[ShapeDifference]:

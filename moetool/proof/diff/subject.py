@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from moetool.arch.families import by_names
 from moetool.arch.recognize import ARCHITECTURES, Recognized, match_names, read_args, recognize
 from moetool.arch.schema import Slot, expand
+from moetool.convert.here import is_here, require_here
 from moetool.errors import InconsistentCheckpoint, UnknownConvention
 from moetool.formats import open_checkpoint
 from moetool.proof.canonical import Weights, see
@@ -42,13 +43,15 @@ class Subject:
     """A checkpoint as far as it is understood.
 
     ``missing`` are canonical tensors that the hyperparameters promise; ``unexpected`` are stored
-    names that no table has. All three are empty for a checkpoint that is recognised.
+    names that no table has. All three are empty for a checkpoint that is recognised. ``absent``
+    are tensors of a partial release that were never fetched: of them nothing is known.
     """
 
     weights: Weights
     missing: tuple[Slot, ...] = ()
     unexpected: tuple[str, ...] = ()
     misfits: tuple[Misfit, ...] = ()
+    absent: tuple[Slot, ...] = ()
 
 
 @contextmanager
@@ -58,16 +61,28 @@ def open_subject(path: Path) -> Iterator[Subject]:
     Raises:
         Refused: it is not understood at all, or its values are stored in a type that is not
             decoded.
+        NotFetched: nothing of it is here.
     """
     with open_checkpoint(path) as checkpoint:
         try:
             recognized = recognize(checkpoint.catalog, checkpoint.directory)
         except InconsistentCheckpoint as error:
-            yield _see_partly(checkpoint, (), error)
+            subject = _see_partly(checkpoint, (), error)
         except UnknownConvention as error:
-            yield _see_partly(checkpoint, _strangers(checkpoint.catalog), error)
+            subject = _see_partly(checkpoint, _strangers(checkpoint.catalog), error)
         else:
-            yield Subject(see(checkpoint, recognized))
+            subject = Subject(see(checkpoint, recognized))
+        yield _as_far_as_here(checkpoint, subject)
+
+
+def _as_far_as_here(checkpoint: FileCheckpoint, subject: Subject) -> Subject:
+    """The subject without the tensors of which bytes were never fetched."""
+    steps = subject.weights.steps
+    here = {slot: step for slot, step in steps.items() if is_here(checkpoint, step)}
+    if not here:
+        require_here(checkpoint, steps.values())
+    absent = tuple(slot for slot in steps if slot not in here)
+    return replace(subject, weights=replace(subject.weights, steps=here), absent=absent)
 
 
 def _strangers(catalog: Catalog) -> tuple[str, ...]:

@@ -2,17 +2,18 @@
 
 A recognised checkpoint is seen as the raw release has it, whatever its layout. One that is not
 recognised is looked at by its stored names, with the checks that need no role. Tensors whose type
-is not decoded are listed, and the rest is looked at all the same.
+is not decoded, and those that were never fetched, are listed; the rest is looked at all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moetool.arch.recognize import Recognized, recognize
 from moetool.arch.schema import Role, Slot, expand
+from moetool.convert.here import is_here
 from moetool.convert.plan import FLOATS, READABLE, Part, Step, derive_steps
 from moetool.errors import ArchError, FormatError
 from moetool.tensors import DType
@@ -59,13 +60,17 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class NotCovered:
-    """The tensors of one storage type whose values are not looked at, and their share of bytes."""
+    """The tensors of one storage type whose values are not looked at, and their share of bytes.
+
+    ``reason`` is empty where it is the type.
+    """
 
     dtype: str
     n_tensors: int
     nbytes: int
     share: float
     names: tuple[str, ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +81,18 @@ class Subject:
     recognized: Recognized | None
     items: tuple[Item, ...]
     reason: str = ""
+    absent: tuple[Item, ...] = ()
 
     @property
     def not_covered(self) -> tuple[NotCovered, ...]:
-        """The rest, by storage type, most bytes first."""
+        """The rest, by storage type, most bytes first, and then what was never fetched."""
         groups: dict[DType, list[TensorInfo]] = {}
         for info in self.checkpoint.catalog.tensors.values():
             if info.dtype not in READABLE:
                 groups.setdefault(info.dtype, []).append(info)
         total = max(1, self.checkpoint.catalog.nbytes)
         found = [_not_covered(dtype, infos, total) for dtype, infos in groups.items()]
-        return tuple(sorted(found, key=lambda group: -group.nbytes))
+        return (*sorted(found, key=lambda group: -group.nbytes), *_not_fetched(self.absent, total))
 
 
 def find_subject(checkpoint: FileCheckpoint) -> Subject:
@@ -95,8 +101,22 @@ def find_subject(checkpoint: FileCheckpoint) -> Subject:
     try:
         recognized = recognize(catalog, checkpoint.directory)
     except (ArchError, FormatError) as error:
-        return Subject(checkpoint, None, tuple(_by_stored_name(catalog)), str(error))
-    return Subject(checkpoint, recognized, tuple(_by_role(catalog, recognized)))
+        return _subject(checkpoint, None, _by_stored_name(catalog), str(error))
+    return _subject(checkpoint, recognized, _by_role(catalog, recognized))
+
+
+def _subject(
+    checkpoint: FileCheckpoint,
+    recognized: Recognized | None,
+    items: Iterable[Item],
+    reason: str = "",
+) -> Subject:
+    """Tell what is here from what was never fetched: zeros in a hole are no weights."""
+    here: list[Item] = []
+    absent: list[Item] = []
+    for item in items:
+        (here if is_here(checkpoint, item.step) else absent).append(item)
+    return Subject(checkpoint, recognized, tuple(here), reason, tuple(absent))
 
 
 def _by_role(catalog: Catalog, recognized: Recognized) -> Iterator[Item]:
@@ -121,6 +141,16 @@ def _by_stored_name(catalog: Catalog) -> Iterator[Item]:
             columns = info.shape[-1] if info.shape else 1
             part = Part(info.name, 0, info.numel // columns, columns, info.dtype, ())
             yield Item(Step(info, (part,)), info.name)
+
+
+def _not_fetched(items: Iterable[Item], total: int) -> Iterator[NotCovered]:
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.step.parts[0].dtype.label, []).append(item)
+    for dtype, found in groups.items():
+        nbytes = sum(part.nbytes for item in found for part in item.step.parts)
+        names = tuple(item.info.name for item in found)
+        yield NotCovered(dtype, len(found), nbytes, nbytes / total, names, "not fetched")
 
 
 def _not_covered(dtype: DType, infos: list[TensorInfo], total: int) -> NotCovered:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from moetool.durable import publish, sync_folder
 from moetool.errors import Interrupted, NoRoomOnDisk, OutputExists, PlanChanged
-from moetool.joined import Joins
+from moetool.files.joined import Joins
+from moetool.files.partial import OUR_FOLDER
 from moetool.release.fetch import ROOM, checked, holds_only_ours, moved, now, remove_ours
 from moetool.release.hub.door import Hub, HubOptions
 from moetool.release.hub.listing import HubFile, Listing, read_listing, write_listing
 from moetool.release.manifest import by_repository
 from moetool.release.provenance import locked, record_digests, remember_last
 from moetool.release.torrent.alerts import bytes_free
-from moetool.release.torrent.metainfo import OUR_FOLDER
 from moetool.release.torrent.watch import Progress
 from moetool.release.verify.references import references, trust_lines
 from moetool.release.verify.settle import VerifyReport, settle

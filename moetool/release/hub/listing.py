@@ -20,7 +20,8 @@ from typing import Any
 from moetool.durable import write_durably
 from moetool.errors import Refused
 from moetool.extents import Claim, Digest, Extent
-from moetool.release.torrent.metainfo import MAX_FILES, MAX_NBYTES, OUR_FOLDER, why_refused
+from moetool.files.partial import OUR_FOLDER
+from moetool.release.torrent.metainfo import MAX_FILES, MAX_NBYTES, why_refused
 
 RECORD = "hub.json"
 GIT = "git-blob"

@@ -6,13 +6,12 @@ A piece is here when we have hashed it where it lies; libtorrent's word only say
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from moetool.errors import TruncatedFile
 from moetool.extents import LocalFile
-from moetool.release.pieces import Piece, count_pieces, pieces_of
+from moetool.release.pieces import PieceMap, count_pieces
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +23,7 @@ _BAND = 8  # pieces of one priority; each lower one has twice as many
 _PATIENCE_S = 0.5  # a waiting reader looks up so often
 
 
-class Arrivals:
+class Arrivals(PieceMap):
     """The pieces of one torrent in a folder; every method may be called from any thread.
 
     ``ahead`` is how many pieces may be asked for beyond the last one that a reader wanted; None
@@ -35,8 +34,8 @@ class Arrivals:
     """
 
     def __init__(self, meta: Metainfo, folder: Path, ahead: int | None = None) -> None:
+        super().__init__(meta, folder)
         self.meta, self.folder = meta, folder
-        self.pieces: dict[int, Piece] = {piece.index: piece for piece in pieces_of(meta, folder)}
         self.version = 0  # grows with every change
         self._ahead = ahead
         self._changed = threading.Condition()
@@ -48,20 +47,6 @@ class Arrivals:
         self._is_planned = False
         self._reached = -1  # the last place in the order that a reader wanted
         self._failure: BaseException | None = None
-        self._starts: dict[Path, list[int]] = {}
-        self._indices: dict[Path, list[int]] = {}
-        for piece in self.pieces.values():
-            for extent in piece.extents:
-                self._starts.setdefault(extent.path, []).append(extent.offset)
-                self._indices.setdefault(extent.path, []).append(piece.index)
-
-    def covering(self, path: Path, offset: int, nbytes: int) -> list[int]:
-        """The pieces that hold a range of a file; none where it is empty."""
-        if nbytes <= 0:
-            return []
-        starts = self._starts[path]
-        first, last = bisect_right(starts, offset) - 1, bisect_right(starts, offset + nbytes - 1)
-        return self._indices[path][first:last]
 
     def ask(self, indices: Iterable[int]) -> None:
         """Say that pieces are wanted before all others, and do not wait."""

@@ -7,7 +7,6 @@ is hashed by us before a byte of it is believed. What is read, and where, is the
 from __future__ import annotations
 
 import tempfile
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from moetool.errors import DigestMismatch, Refused, TruncatedFile
 from moetool.extents import LocalFile
 from moetool.release.magnet import format_magnet
-from moetool.release.pieces import Piece, find_bad, pieces_of
+from moetool.release.pieces import PieceMap, find_bad
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.download import single_pieces
 from moetool.release.torrent.metainfo import Metainfo, read_info
@@ -59,25 +58,11 @@ class PieceStore:
     folder: Path
     get: Callable[[Collection[int]], None]
     limit: int = MAX_NBYTES
-    pieces: dict[int, Piece] = field(init=False)
+    map: PieceMap = field(init=False)
     checked: set[int] = field(default_factory=set)
-    _starts: dict[Path, list[int]] = field(default_factory=dict)  # offsets in a file, ascending
-    _indices: dict[Path, list[int]] = field(default_factory=dict)  # of the pieces that begin there
 
     def __post_init__(self) -> None:
-        self.pieces = {piece.index: piece for piece in pieces_of(self.meta, self.folder)}
-        for piece in self.pieces.values():
-            for extent in piece.extents:
-                self._starts.setdefault(extent.path, []).append(extent.offset)
-                self._indices.setdefault(extent.path, []).append(piece.index)
-
-    def covering(self, path: Path, offset: int, nbytes: int) -> list[int]:
-        """The pieces that hold a range of a file; none where it is empty."""
-        if nbytes <= 0:
-            return []
-        starts = self._starts[path]
-        first, last = bisect_right(starts, offset) - 1, bisect_right(starts, offset + nbytes - 1)
-        return self._indices[path][first:last]
+        self.map = PieceMap(self.meta, self.folder)
 
     def need(self, indices: Iterable[int]) -> None:
         """Have pieces fetched that are not here, and hash them.
@@ -99,7 +84,7 @@ class PieceStore:
                 hint="fetch it, and inspect what is here then",
             )
         self.get(missing)
-        bad = find_bad([self.pieces[index] for index in missing])
+        bad = find_bad([self.map.pieces[index] for index in missing])
         if bad:
             raise DigestMismatch(
                 f"piece {bad[0].index} does not have the {bad[0].digest.algorithm} of the torrent",
@@ -127,7 +112,7 @@ class _TorrentFile:
             )
         if not nbytes:
             return b""
-        self.store.need(self.store.covering(self.here, offset, nbytes))
+        self.store.need(self.store.map.covering(self.here, offset, nbytes))
         with LocalFile(self.here) as file:
             return file.pread(offset, nbytes)
 
@@ -154,7 +139,7 @@ class TorrentFiles:
         for name, part in ranges:
             source = self.sources[name]
             start, stop, _ = part.indices(source.nbytes)
-            wanted.update(self.store.covering(source.here, start, stop - start))
+            wanted.update(self.store.map.covering(source.here, start, stop - start))
         self.store.need(wanted)
 
 
@@ -177,7 +162,7 @@ class TorrentLook:
             info_hashes=self.meta.hashes,
             nbytes=self.meta.nbytes,
             piece_nbytes=self.meta.piece_length,
-            pieces=len(self.files.store.pieces),
+            pieces=len(self.files.store.map.pieces),
             pieces_received=len(self.files.store.checked),
             received_nbytes=self._swarm.received,
             banned=self._took(),
@@ -221,15 +206,7 @@ def look_into(
 def _in_one_folder(store: PieceStore, is_weights: Callable[[str], bool]) -> dict[str, _TorrentFile]:
     """The files beside each other that hold the checkpoint, by name; the top folder goes first."""
     files = [file for file in store.meta.files if not file.pad]
-    above = sorted({file.parts[:-1] for file in files if is_weights(file.parts[-1])})
-    if len(above) > 1 and above[0]:
-        raise Refused(
-            f"the torrent holds weights in {len(above)} folders",
-            where=store.meta.name,
-            hint="fetch it, and name the folder",
-            findings=tuple(ascii("/".join(parts)) for parts in above[:40]),
-        )
-    chosen = above[0] if above else ()
+    chosen = folder_of_weights(store.meta, is_weights)
     return {
         file.parts[-1]: _TorrentFile(
             store, Path(store.meta.name, *file.parts), file.nbytes, store.folder / file.path
@@ -237,6 +214,24 @@ def _in_one_folder(store: PieceStore, is_weights: Callable[[str], bool]) -> dict
         for file in files
         if file.parts[:-1] == chosen
     }
+
+
+def folder_of_weights(meta: Metainfo, is_weights: Callable[[str], bool]) -> tuple[str, ...]:
+    """Which folder of a torrent holds the checkpoint; the top folder, which is (), goes first.
+
+    Raises:
+        Refused: several folders hold weights, and the top folder none.
+    """
+    files = [file for file in meta.files if not file.pad]
+    above = sorted({file.parts[:-1] for file in files if is_weights(file.parts[-1])})
+    if len(above) > 1 and above[0]:
+        raise Refused(
+            f"the torrent holds weights in {len(above)} folders",
+            where=meta.name,
+            hint="fetch it, and name the folder",
+            findings=tuple(ascii("/".join(parts)) for parts in above[:40]),
+        )
+    return above[0] if above else ()
 
 
 def _refuse_without_layers(meta: Metainfo) -> None:

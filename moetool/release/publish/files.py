@@ -10,9 +10,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from moetool.errors import HostileTorrent, ReadFailed, Refused, UsageFault
+from moetool.files.partial import OUR_FOLDER
 from moetool.release.source import refuse_impostor
 from moetool.release.torrent.create import blank, in_order, info_dict
-from moetool.release.torrent.metainfo import MAX_FILES, OUR_FOLDER, read_info, why_refused
+from moetool.release.torrent.metainfo import MAX_FILES, read_info, why_refused
 
 # Ours, those of other downloaders and of editors, and what clients without BEP 47 leave of padding.
 LEFT_OUT = (

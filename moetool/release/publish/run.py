@@ -27,6 +27,7 @@ from moetool.errors import (
     SystemFault,
 )
 from moetool.extents import Claim, Extent
+from moetool.files.partial import refuse_partial
 from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.manifest import RELEASE_FILE, list_claims
 from moetool.release.publish.files import Listed, find_files, judge
@@ -132,11 +133,13 @@ def plan(
         v1_only: no hybrid but the form of 2023, for clients that read no other.
 
     Raises:
+        NotFetched: a part of a release.
         Refused: nothing to publish, or what `fetch` would refuse: all names are listed.
         OutputExists: another .torrent is there.
         SystemFault: a folder cannot be written to.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  # unlike resolve it keeps the name given
+    refuse_partial(folder, "publishing")
     files, left_out = find_files(folder)
     is_there = any(file.path == RELEASE_FILE for file in files)
     listing = Listing.WRITTEN if write_release else Listing.NONE

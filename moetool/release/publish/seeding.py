@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moetool.errors import DigestMismatch, Interrupted, SourceChanged, SystemFault, UsageFault
+from moetool.files.partial import refuse_partial
 from moetool.release.magnet import Magnet, format_magnet, is_tracker
 from moetool.release.pieces import Piece, count_pieces, find_bad, pieces_of
 from moetool.release.provenance import read_recorded_torrent
@@ -135,7 +136,9 @@ def check(
 
     Raises:
         DigestMismatch: files lack, have another size, or pieces are wrong: all are listed.
+        NotFetched: a part of a release.
     """
+    refuse_partial(folder, "seeding")
     faults = []
     for path, nbytes in meta.file_sizes(folder).items():
         if not path.is_file():

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from moetool.durable import sync_folder
 from moetool.errors import DigestMismatch, NoRoomOnDisk, SystemFault
-from moetool.extents import Extent, drop_from_cache
-from moetool.joined import on_disk
+from moetool.extents import Extent, Range, drop_from_cache, union
+from moetool.files.joined import on_disk
 from moetool.release.pieces import Piece, find_bad, read_extent
-from moetool.release.verify.coverage import Range, union
 
 GROUP_NBYTES = 256 << 20  # written before it is synced and read back
 BLOCK_NBYTES = 4096  # what is compared at a time

@@ -30,7 +30,9 @@ from moetool.errors import (
     SystemFault,
     UsageFault,
 )
-from moetool.joined import on_disk, parts_of, status_of
+from moetool.files import Holdings
+from moetool.files.joined import on_disk, parts_of, status_of
+from moetool.files.partial import OUR_FOLDER
 from moetool.release.pieces import Piece, count_pieces, find_bad, pieces_of
 from moetool.release.provenance import locked, read_origin
 from moetool.release.repair.mend import Copy, Healed, Mender, cannot_write, set_size
@@ -40,7 +42,7 @@ from moetool.release.resume import fill_out
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing
 from moetool.release.torrent.download import download
-from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo, read_info
+from moetool.release.torrent.metainfo import Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
 from moetool.release.torrent.session import Swarm
 from moetool.release.torrent.watch import Peer, Progress
@@ -166,8 +168,9 @@ class _Repair:
         Raises:
             Mismatch: nothing in it matches, and nothing says that it was meant.
         """
-        self.pieces = pieces_of(self.meta, self.folder)
-        add = self._adder("look", self.meta.nbytes)
+        here, pieces = Holdings(), pieces_of(self.meta, self.folder)
+        self.pieces = [p for p in pieces if all(map(here.hold, p.extents))]  # else: never fetched
+        add = self._adder("look", sum(piece.nbytes for piece in self.pieces))
         bad = find_bad(self.pieces, add)
         self.sizes = tuple(_odd_sizes(self.meta, self.folder))
         origin = read_origin(self.folder)

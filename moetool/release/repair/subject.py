@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.errors import UsageFault
-from moetool.joined import part_names, status_of, whole_name
+from moetool.files.joined import part_names, status_of, whole_name
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.repair.mend import Copy
 from moetool.release.source import Source, judge_metadata, resolve_source

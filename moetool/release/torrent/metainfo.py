@@ -19,6 +19,7 @@ from pathlib import Path
 
 from moetool.errors import HostileTorrent
 from moetool.extents import Claim, Digest, Extent
+from moetool.files.partial import OUR_FOLDER
 from moetool.release.torrent.bencode import Value, decode, decode_with_spans, encode
 
 MAX_INFO_NBYTES = 31_457_280  # what libtorrent takes from peers by default (max_metadata_size)
@@ -26,7 +27,6 @@ MAX_PIECES = 2_097_152
 MAX_FILES = 100_000
 MAX_NBYTES = 1 << 50
 MAX_COMPONENT_NBYTES = 240  # longer ones are cut by libtorrent, and the cut name is another name
-OUR_FOLDER = ".moetool"
 LEAF_NBYTES = 16_384  # BEP 52
 
 

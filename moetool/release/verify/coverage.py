@@ -8,10 +8,10 @@ and no passing one does: a piece, a storage of the zip and the whole file narrow
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-Range = tuple[int, int]  # start, stop
+from moetool.extents import Range, length, subtract, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,42 +22,6 @@ class Tally:
     mismatch: int = 0
     unreadable: int = 0
     not_covered: int = 0
-
-
-def union(ranges: Iterable[Range]) -> list[Range]:
-    """Merge ranges into disjoint ones, in order."""
-    merged: list[Range] = []
-    for start, stop in sorted(ranges):
-        if start >= stop:
-            continue
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
-        else:
-            merged.append((start, stop))
-    return merged
-
-
-def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
-    """What of ``ranges`` lies in no hole."""
-    left: list[Range] = []
-    cuts = union(holes)
-    at = 0
-    for low, high in union(ranges):
-        start = low
-        while at < len(cuts) and cuts[at][1] <= start:
-            at += 1
-        step = at
-        while step < len(cuts) and cuts[step][0] < high:
-            left.append((start, cuts[step][0]))
-            start = cuts[step][1]
-            step += 1
-        left.append((start, high))
-    return [(start, stop) for start, stop in left if start < stop]
-
-
-def length(ranges: Iterable[Range]) -> int:
-    """The number of bytes in disjoint ranges."""
-    return sum(stop - start for start, stop in ranges)
 
 
 def suspects(failing: Sequence[Range], passing: Sequence[Range]) -> list[Range]:

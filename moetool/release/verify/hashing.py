@@ -16,11 +16,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from moetool.errors import ReadFailed
 from moetool.extents import Extent
-from moetool.joined import open_file
+from moetool.files import open_file
 from moetool.release.verify.digests import HASHES, Hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from moetool.files import File
 
 BLOCK_NBYTES = 1 << 20  # larger reads leave the cache between the cores' hashes and are slower
 RING = 4
@@ -62,6 +68,7 @@ def read_digests(
     *,
     threads: int | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
+    opened: Callable[[Path], File] = open_file,
 ) -> dict[Wanted, Computed]:
     """Read every byte that is asked for once, and compute every digest.
 
@@ -72,15 +79,17 @@ def read_digests(
         wanted: digests; equal ones are computed once.
         threads: files or parts of files in work at a time; by default one per core, at most 8.
         on_bytes: called with the bytes read since the last call, from any thread.
+        opened: opens a file; `open_raw` where the holes of a partial release are to be read too.
 
     Raises:
         Refused: a path is no regular file.
+        NotFetched: bytes are a hole; ask for none of them (`LocalFile.holds`).
     """
     width = threads or min(8, os.cpu_count() or 1)
     stop = threading.Event()
     found: dict[Wanted, Computed] = {}
     with ThreadPoolExecutor(width, thread_name_prefix="hash") as pool:
-        jobs = [pool.submit(_Job(part).run, stop, on_bytes) for part in _parts(wanted)]
+        jobs = [pool.submit(_Job(part, opened).run, stop, on_bytes) for part in _parts(wanted)]
         try:
             for job in jobs:
                 found.update(job.result())
@@ -162,7 +171,8 @@ class _Lane:
 class _Job:
     """A part of a file, or one piece across files, and the lanes that hash it."""
 
-    def __init__(self, part: list[Wanted]) -> None:
+    def __init__(self, part: list[Wanted], opened: Callable[[Path], File]) -> None:
+        self.opened = opened
         lanes: dict[str, list[_Lane]] = defaultdict(list)
         across = len(part[0].extents) != 1
         for want in sorted(part, key=lambda want: want.extents[0].offset if want.extents else 0):
@@ -190,7 +200,7 @@ class _Job:
             ]
             ring = _Ring(self.lanes, threads)
             for at, extent in self.reads:
-                _read(at, extent, ring, stop, on_bytes)
+                _read(self.opened, at, extent, ring, stop, on_bytes)
             ring.drain()
         return {want: outcome for lane in self.lanes for want, outcome in lane.found.items()}
 
@@ -255,6 +265,7 @@ def _merged(part: list[Wanted]) -> list[tuple[int, Extent]]:
 
 
 def _read(
+    opened: Callable[[Path], File],
     at: int,
     extent: Extent,
     ring: _Ring,
@@ -264,7 +275,7 @@ def _read(
     """Hand the bytes of an extent to the lanes, at position ``at`` of the stream."""
     end = at + extent.nbytes
     try:
-        source = open_file(extent.path)
+        source = opened(extent.path)
     except ReadFailed as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
         trouble = Trouble.SHORT if missing else Trouble.UNREADABLE

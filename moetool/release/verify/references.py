@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool import __version__
-from moetool.joined import Joins
+from moetool.files.joined import Joins
 from moetool.release.hub.listing import Listing, read_listing
 from moetool.release.manifest import Release, known_claims, list_claims, post_claim
 from moetool.release.torrent.metainfo import Metainfo, claims
@@ -90,8 +90,15 @@ def _content(file: FileVerdict) -> str:
     covers = ", ".join(
         f"{cover.algorithm} {cover.matched}/{cover.claims} ({cover.reference})"
         for cover in file.coverage
+        if cover.claims
     )
-    if file.word is Word.NOT_COVERED:
+    absent = sum(cover.absent for cover in file.coverage)
+    if absent:
+        covers = (
+            f"{file.tally.not_covered:,} of {file.nbytes:,} bytes were never fetched or have no "
+            f"reference, {absent:,} digests are of those{': ' + covers if covers else ''}"
+        )
+    elif file.word is Word.NOT_COVERED:
         covers = f"not covered by a publisher's reference{': ' + covers if covers else ''}"
     return f"{file.word.value}  {file.path.name}  {covers}"
 

@@ -3,7 +3,8 @@
     MATCH        every byte is covered by a publisher's digest, and all digests match
     MISMATCH     a digest differs, the file is missing or has another size
     UNREADABLE   the machine could not read a range, and nothing is known to be wrong
-    NOT COVERED  some bytes have no digest but those that the file carries for itself
+    NOT COVERED  some bytes have no digest but those that the file carries for itself, or were
+                 never fetched: of a partial release, claims on bytes that are a hole are left
 
 Nothing here knows formats or torrents: a reference is a name, and behind a ``#`` the part of it
 (``torrent 5546272d#17``). Claims that a file makes of itself find damage, but prove no origin.
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from moetool.errors import InTheWay
-from moetool.extents import Claim, Digest, Extent
-from moetool.joined import status_of
-from moetool.release.verify.coverage import Range, Tally, subtract, suspects, tally
+from moetool.extents import Claim, Digest, Extent, Range, subtract
+from moetool.files import Holdings
+from moetool.files.joined import status_of
+from moetool.release.verify.coverage import Tally, suspects, tally
 from moetool.release.verify.hashing import Computed, Trouble, Wanted, read_digests
 
 RECORDED = ("sha256", "xxh3_128")
@@ -50,13 +52,17 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What one reference says of one file: claims, how many match, the bytes they span."""
+    """What one reference says of one file: claims, how many match, the bytes they span.
+
+    ``absent`` more claims are on bytes that were never fetched.
+    """
 
     reference: str
     algorithm: str
     claims: int
     matched: int
     nbytes: int
+    absent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class _Ledger:
     bad: list[Range] = field(default_factory=list)
     unread: list[Range] = field(default_factory=list)
     counts: dict[tuple[str, str], list[int]] = field(
-        default_factory=lambda: defaultdict(lambda: [0, 0, 0])
+        default_factory=lambda: defaultdict(lambda: [0, 0, 0, 0])
     )
     digests: list[Digest] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -135,9 +141,14 @@ def settle(
         Refused: a path is no regular file.
         InTheWay: a file changed while it was read.
     """
-    outside, inside = tuple(claims), tuple(self_claims)
+    holdings = Holdings()
+    outside, absent = _sort(claims, holdings)
+    inside, absent_inside = _sort(self_claims, holdings)
     before = {path: _identity(path) for path in files}
-    wanted = _wanted([*outside, *inside], before, record)
+    whole = {path for path in files if holdings.hold(Extent(path, 0, _nbytes(before[path])))}
+    wanted = _wanted(
+        [*outside, *inside], {path: before[path] for path in files if path in whole}, record
+    )
     on_bytes = _adder(on_progress, _bytes_wanted(wanted))
     found = read_digests(wanted, threads=threads, on_bytes=on_bytes)
     _refuse_changed(before)
@@ -149,11 +160,29 @@ def settle(
         settled.sort(key=lambda pair: pair[1].hex != pair[0].digest.hex)
         for claim, outcome in settled:
             unsettled += _enter(claim, outcome, ledgers, before, published=published)
+    for claim in (*absent, *absent_inside):
+        _enter_absent(claim, ledgers)
     for path, promised in files.items():
         unsettled += _check_size(path, promised, before[path], ledgers[path])
-        _enter_records(path, before[path], record, found, ledgers[path])
+        if path in whole:
+            _enter_records(path, before[path], record, found, ledgers[path])
+        else:
+            ledgers[path].notes.append("some of its bytes were never fetched")
     verdicts = tuple(_judge(path, before[path], ledgers[path]) for path in files)
     return VerifyReport(_worst(file.word for file in verdicts), verdicts, tuple(unsettled))
+
+
+def _sort(claims: Iterable[Claim], holdings: Holdings) -> tuple[list[Claim], list[Claim]]:
+    """The claims all of whose bytes are here, and the others."""
+    here: list[Claim] = []
+    absent: list[Claim] = []
+    for claim in claims:
+        (here if all(map(holdings.hold, claim.extents)) else absent).append(claim)
+    return here, absent
+
+
+def _nbytes(identity: tuple[int, int, int] | None) -> int:
+    return identity[0] if identity else 0
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
@@ -247,6 +276,14 @@ def _enter(
     found = outcome.detail if outcome.trouble else outcome.hex
     digest = claim.digest
     return [Settled(word, claim.reference, digest.algorithm, digest.hex, found, claim.extents)]
+
+
+def _enter_absent(claim: Claim, ledgers: dict[Path, _Ledger]) -> None:
+    """Count a claim on bytes that were never fetched: it is neither kept nor broken."""
+    name = claim.reference.partition("#")[0]
+    for extent in claim.extents:
+        if extent.path in ledgers:
+            ledgers[extent.path].counts[name, claim.digest.algorithm][3] += 1
 
 
 def _excused(claim: Claim, ledgers: Mapping[Path, _Ledger]) -> set[Extent]:

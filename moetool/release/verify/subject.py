@@ -5,14 +5,18 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moetool.errors import ReadFailed, Refused
-from moetool.joined import Joins, parts_of, status_of, whole_name
+from moetool.files.joined import Joins, parts_of, status_of, whole_name
+from moetool.files.partial import OUR_FOLDER
 from moetool.release.hub.listing import Listing, read_listing
 from moetool.release.manifest import Release, by_info_hash, by_repository, known_releases
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.source import read_torrent_file
-from moetool.release.torrent.metainfo import OUR_FOLDER, Metainfo
+
+if TYPE_CHECKING:
+    from moetool.release.torrent.metainfo import Metainfo
 
 MAX_FILES = 100_000
 

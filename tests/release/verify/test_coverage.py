@@ -7,7 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetool.release.verify.coverage import length, subtract, suspects, tally, union
+from moetool.extents import length, subtract, union
+from moetool.release.verify.coverage import suspects, tally
 
 RANGES = st.lists(
     st.tuples(st.integers(0, 40), st.integers(0, 12)).map(lambda pair: (pair[0], sum(pair))),

@@ -16,19 +16,18 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from moetool.errors import BadHeader, TruncatedFile
-from moetool.extents import Claim, Extent, LocalFile
+from moetool.extents import Claim, Extent
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from moetool.extents import ByteSource
+    from moetool.extents import ByteSource, LocalFile
 
 _PART = re.compile(r"(?P<whole>.*\.(?:pth|pt|safetensors|gguf))(?P<mark>-split|\.)(?P<number>\d+)")
 MAX_PARTS = 10_000
@@ -168,11 +167,25 @@ class JoinedFile(JoinedSource):
 
     __slots__ = ("_files",)
 
-    def __init__(self, path: Path, parts: Iterable[Path]) -> None:
-        with ExitStack() as opened:
-            self._files = [opened.enter_context(LocalFile(part)) for part in parts]
-            super().__init__(path, self._files)
-            opened.pop_all()
+    def __init__(self, path: Path, parts: Iterable[LocalFile]) -> None:
+        self._files = list(parts)
+        super().__init__(path, self._files)
+
+    def held(self, offset: int, nbytes: int) -> int:
+        """How many bytes of a range are here to be read; see `LocalFile.held`."""
+        return sum(
+            self._files[number].held(start, length)
+            for number, start, length in self._spread(offset, nbytes)
+        )
+
+    def holds(self, offset: int, nbytes: int) -> bool:
+        """Whether no byte of a range is a hole; see `LocalFile.holds`."""
+        return self.held(offset, nbytes) == max(0, min(offset + nbytes, self.nbytes) - offset)
+
+    def places(self, offset: int, nbytes: int) -> Iterator[Extent]:
+        """Where bytes lie: in one part after another."""
+        for number, start, length in self._spread(offset, nbytes):
+            yield from self._files[number].places(start, length)
 
     def pread_into(self, buffer: memoryview, offset: int) -> int:
         """Read into ``buffer`` what one part gives; 0 at the end of the last."""
@@ -190,6 +203,15 @@ class JoinedFile(JoinedSource):
         for file in self._files:
             file.close()
 
+    def _spread(self, offset: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
+        """Parts with the ranges of them that a range of the whole runs through."""
+        end = min(offset + nbytes, self.nbytes)
+        while offset < end:
+            number, start = self._place(offset)
+            length = min(end, self._ends[number]) - offset
+            yield number, offset - start, length
+            offset += length
+
     def __enter__(self) -> Self:
         return self
 
@@ -200,17 +222,6 @@ class JoinedFile(JoinedSource):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def open_file(path: Path) -> LocalFile | JoinedFile:
-    """Open a file, or the parts that its name stands for.
-
-    Raises:
-        ReadFailed: there is neither, or the machine said no.
-        Refused: no regular file; parts, and not all of them.
-    """
-    parts = parts_of(path)
-    return JoinedFile(path, parts) if parts else LocalFile(path)
 
 
 def on_disk(extent: Extent) -> Iterator[Extent]:

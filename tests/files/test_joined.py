@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from moetool.errors import BadHeader, ReadFailed, Refused, TruncatedFile
 from moetool.extents import Claim, Digest, Extent
-from moetool.joined import (
+from moetool.files import open_file
+from moetool.files.joined import (
     JoinedFile,
     Joins,
     on_disk,
-    open_file,
     part_names,
     parts_of,
     status_of,
