@@ -56,8 +56,9 @@ def _render(console: Console, report: ScanReport) -> None:
         console.line()
     for group in report.not_covered:
         names = ", ".join(group.names[:MAX_NAMES]) + (" …" * (group.n_tensors > MAX_NAMES))
+        what = ", ".join(filter(None, (group.dtype, group.reason)))
         console.line(
-            f"NOT COVERED  {group.reason or group.dtype}: {group.n_tensors} tensors, "
+            f"NOT COVERED  {what}: {group.n_tensors} tensors, "
             f"{size(group.nbytes)}, {group.share:.1%} of all bytes ({safe(names)})",
             "yellow",
         )

@@ -156,7 +156,7 @@ def test_scan_looks_at_what_is_here(moetool, part):
     missed = sum(group["n_tensors"] for group in report["not_covered"])
     assert missed + report["n_tensors"] == 127
     assert [group["reason"] for group in report["not_covered"]] == ["not fetched"]
-    assert "NOT COVERED  not fetched: " in done.stdout
+    assert "NOT COVERED  bf16, not fetched: " in done.stdout
     _change(part, NAME, lambda content: bytes(len(content)))
     done = moetool("scan", part, check=3)
     assert NAME in done.stdout

@@ -21,6 +21,7 @@ from moetool.errors import (
 )
 from moetool.files.partial import RECORD, find_partial, is_partial
 from moetool.formats import open_checkpoint
+from moetool.proof.scan.scan import scan
 from moetool.release import last_fetched
 from moetool.release.only import fetch_only
 from moetool.release.provenance import read_origin
@@ -344,6 +345,7 @@ def _assert_only_rows_of_expert_1(out, published):
         assert not part.holds(name)
         with pytest.raises(NotFetched):
             part.read(name, 3 * each, 4 * each)
+        assert scan(part).n_tensors == 4 * 3  # w1 w2 w3 of the expert in four layers
 
 
 def test_a_v2_link_without_piece_digests_is_refused_before_a_file_exists(swarm, tmp_path):
