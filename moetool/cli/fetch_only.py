@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,11 +60,10 @@ def wish_for(only: Sequence[str]) -> Wish:
         from moetool.formats.arriving import open_arriving
 
         with open_arriving(directory, directory, sources) as checkpoint:
-            return [
-                place
-                for span in select(checkpoint.catalog, checkpoint.directory, selectors)
-                for place in checkpoint.places(span.name, span.start, span.stop)
-            ]
+            spans = select(checkpoint.catalog, checkpoint.directory, selectors)
+            places = [checkpoint.places(span.name, span.start, span.stop) for span in spans]
+            headers = [checkpoint.headers_of(name) for name in {span.name for span in spans}]
+            return [*chain(*places, *headers)]
 
     return Wish(selectors, choose, is_weight_file)
 

@@ -28,6 +28,7 @@ from moetool.formats.merge import merge
 from moetool.formats.pth_writer import PthSink
 from moetool.formats.safetensors import SafetensorsSink
 from moetool.formats.unpickler import STORAGE_DTYPES
+from moetool.formats.zip64 import BEFORE_NBYTES, BEHIND_NBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -118,9 +119,18 @@ class FileCheckpoint:
         return self.sources[extent.path].holds(extent.offset + start, end - start)
 
     def places(self, name: str, start: int, stop: int) -> Iterator[Extent]:
-        """The ranges of files in which bytes of a tensor lie."""
+        """The ranges of files in which bytes of a tensor lie, or some before or behind it."""
         extent = self.catalog.extents[name]
-        yield from self.sources[extent.path].places(extent.offset + start, stop - start)
+        source = self.sources[extent.path]
+        low, high = max(0, extent.offset + start), min(source.nbytes, extent.offset + stop)
+        yield from source.places(low, high - low)
+
+    def headers_of(self, name: str) -> Iterator[Extent]:
+        """Where the file says of one tensor by itself where it lies: in a .pth, around it."""
+        if self.catalog.format == "pth":
+            nbytes = self.catalog.extents[name].nbytes
+            yield from self.places(name, -BEFORE_NBYTES, 0)
+            yield from self.places(name, nbytes, nbytes + BEHIND_NBYTES)
 
     def close(self) -> None:
         """Close the files; closing twice is harmless."""

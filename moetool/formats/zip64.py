@@ -52,6 +52,8 @@ _LINK = 0xA  # S_IFLNK: Info-ZIP keeps the Unix mode in the upper half of the at
 _HEAD_GUESS = 224  # a local header with name and padding; one read for nearly all members
 _ALIGNMENT = 64  # torch pads local headers so that data begin at a multiple of it
 _MOST_AROUND = 2 * FULL16 + DESCRIPTOR64.size  # name, extra fields and descriptor of one member
+BEFORE_NBYTES, BEHIND_NBYTES = 256, DESCRIPTOR64.size
+"""The bytes around a member of torch's in which its local header and descriptor lie."""
 END_NBYTES = END.size + LOCATOR.size + END64.size
 """The bytes at a file's end that tell where the central directory lies."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from moetool.errors import (
+    BadHeader,
     Interrupted,
     NoRoomOnDisk,
     NotFetched,
@@ -61,6 +62,21 @@ def test_one_expert_comes_and_little_else(swarm, tiny, tmp_path):
     assert not (tmp_path / "part.partial").exists()
     assert last_fetched() == out
     assert read_origin(out).fetched_at
+
+
+def test_headers_around_what_was_fetched_are_here_and_read(swarm, tiny, tmp_path):
+    """Of a .pth, the place of a tensor is told twice; one that lies is seen where it counts."""
+    out, name = tmp_path / "part", "layers.2.feed_forward.experts.6.w2.weight"
+    swarm(tiny, out, name)
+    with open_checkpoint(out) as part:
+        for extent in part.headers_of(name):
+            assert part.sources[extent.path].holds(extent.offset, extent.nbytes)
+        extent = part.catalog.extents[name]
+    content = extent.path.read_bytes()
+    start = content.rindex(b"PK\x03\x04", 0, extent.offset)
+    _flip(extent.path, start + 8)  # of the header, the method of compression
+    with pytest.raises(BadHeader, match="local header"):
+        open_checkpoint(out)
 
 
 def test_the_same_again_fetches_nothing_and_another_adds(swarm, tiny, tmp_path):
