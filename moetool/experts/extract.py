@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moetool.arch.schema import Role, Slot
+from moetool.convert.here import require_here
 from moetool.durable import sync_folder
 from moetool.errors import OutputExists, UsageFault
 from moetool.formats import create
@@ -41,6 +42,7 @@ def extract(weights: Weights, layer: int, expert: int, out: Path) -> tuple[Tenso
 
     Raises:
         UsageFault: there is no such layer or expert.
+        NotFetched: it is of a part of a release that lacks some of this expert.
         OutputExists: the file is there.
     """
     args = weights.recognized.args
@@ -52,6 +54,7 @@ def extract(weights: Weights, layer: int, expert: int, out: Path) -> tuple[Tenso
         )
     matrices = [Slot(role, layer, expert) for role in EXPERT_ROLES]
     router, norm = Slot(Role.ROUTER, layer), Slot(Role.FFN_NORM, layer)
+    require_here(weights.checkpoint, [weights.steps[slot] for slot in (*matrices, router, norm)])
     row = TensorInfo(
         f"layers.{layer}.feed_forward.gate.row", weights.info(router).dtype, (args.dim,)
     )

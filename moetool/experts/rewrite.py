@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moetool.convert.here import require_here
 from moetool.convert.job import prepare
 from moetool.errors import DigestMismatch, UsageFault
 from moetool.experts.selection import Selection, select
@@ -61,10 +62,12 @@ def run_selection(job: Job, progress: Progress, manner: Manner) -> ConvertReport
     """Write what `prepare_selection` prepared, or go on writing it.
 
     Raises:
+        NotFetched: it is a part of a release, and lacks some of it.
         DigestMismatch: the source is damaged where it is read.
         InTheWay, NoRoomOnDisk, LossyCast, Interrupted: as `moetool.convert.job.Job.run`.
     """
     assert isinstance(job.source.checkpoint, Selection)
+    require_here(job.source.checkpoint, job.plan.steps)
     job.source.checkpoint.check_gathered()
     return job.run(progress, manner)
 

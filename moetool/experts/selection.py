@@ -63,6 +63,17 @@ class Selection(FileCheckpoint):
             self._whole.read_into(source, first, buffer[: last - first])
             buffer = buffer[last - first :]
 
+    def held(self, name: str, start: int = 0, stop: int | None = None) -> int:
+        """How many bytes of a tensor, as it is seen here, are here."""
+        end = self.catalog.tensors[name].nbytes if stop is None else stop
+        source = self._ranges[name][0]
+        return sum(self._whole.held(source, *piece) for piece in self._pieces(name, start, end))
+
+    def holds(self, name: str, start: int = 0, stop: int | None = None) -> bool:
+        """Whether bytes of a tensor, as it is seen here, are here, all of them."""
+        end = self.catalog.tensors[name].nbytes if stop is None else stop
+        return self.held(name, start, end) == end - start
+
     @property
     def gathered(self) -> list[str]:
         """The stored tensors of which tensors here are put together."""

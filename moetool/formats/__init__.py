@@ -107,10 +107,11 @@ class FileCheckpoint:
                 source.pread(offset, len(buffer))  # says where the file ends
             offset, buffer = offset + got, buffer[got:]
 
-    def held(self, name: str) -> int:
+    def held(self, name: str, start: int = 0, stop: int | None = None) -> int:
         """How many bytes of a tensor are here; of a partial release, some were never fetched."""
         extent = self.catalog.extents[name]
-        return self.sources[extent.path].held(extent.offset, extent.nbytes)
+        end = extent.nbytes if stop is None else stop
+        return self.sources[extent.path].held(extent.offset + start, end - start)
 
     def holds(self, name: str, start: int = 0, stop: int | None = None) -> bool:
         """Whether bytes of a tensor are here, all of them."""

@@ -110,17 +110,20 @@ def in_threads(
 
 
 @contextmanager
-def open_weights(path: Path) -> Iterator[Weights]:
+def open_weights(path: Path, *, part: bool = False) -> Iterator[Weights]:
     """Open a checkpoint in any format and layout, and see it in canonical form.
+
+    ``part``: not all of it will be read, so a part of a release will do (see `require_here`).
 
     Raises:
         Refused: it is not understood, or its values are stored in a type that is not decoded.
-        NotFetched: it is a part of a release, of which nothing can be said as a whole.
+        NotFetched: it is a part of a release, and all of it is wanted.
     """
     with open_checkpoint(path) as checkpoint:
         recognized = recognize(checkpoint.catalog, checkpoint.directory)
         weights = see(checkpoint, recognized)
-        require_here(checkpoint, weights.steps.values())
+        if not part:
+            require_here(checkpoint, weights.steps.values())
         yield weights
 
 

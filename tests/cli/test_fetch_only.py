@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -186,9 +187,12 @@ def test_diff_compares_what_both_have(moetool, tiny, part, tmp_path):
         ["eval", "PART", "--text", "text.txt"],
         ["imatrix", "PART", "--text", "text.txt", "--out", "made.gguf"],
         ["identity", "PART"],
+        ["experts", "stats", "PART"],
+        ["experts", "permute", "PART", "--seed", 1, "--out", "made"],
+        ["route", "PART", "--prompt", "Once"],
         ["certify", "PART", "PART"],
     ],
-    ids=lambda words: words[0],
+    ids=lambda words: " ".join(words[:2]),
 )
 def test_what_needs_all_is_refused_before_the_first_byte(moetool, fetched, tmp_path, words):
     (tmp_path / "text.txt").write_text("Once upon a time. " * 30)
@@ -200,6 +204,27 @@ def test_what_needs_all_is_refused_before_the_first_byte(moetool, fetched, tmp_p
     assert "hint: moetool fetch 'magnet:?xt=urn:btih:" in done.stderr
     assert f"--out {fetched}" in done.stderr
     assert not list(tmp_path.glob("made*"))
+
+
+def test_an_expert_that_is_here_is_extracted(moetool, tiny, tmp_path):
+    """Nothing else is needed; what lacks is asked for by name, and then it works."""
+    extract = ["experts", "extract", "part", "--layer", 1, "--expert", 2, "--out"]
+    with seed(tiny.torrent, tiny.directory) as peer:
+        reach = ["--peer", peer.peer, "--no-dht", "--out", "part"]
+        moetool("fetch", tiny.torrent, *reach, "--only", "layers.1.experts.2", check=0)
+        done = moetool(*extract, "mine.safetensors", check=4)
+        assert "not here: layers.1.feed_forward.gate.weight x1" in done.stderr
+        assert not list(tmp_path.glob("*.safetensors"))
+        named = shlex.split(done.stderr.partition("hint: ")[2])
+        only = named[named.index("--only") :]
+        assert only[::2] == ["--only"] * 2
+        moetool("fetch", tiny.torrent, *reach, *only, check=0)
+    moetool(*extract, "mine.safetensors", check=0)
+    whole = ["experts", "extract", tiny.directory, "--layer", 1, "--expert", 2]
+    moetool(*whole, "--out", "theirs.safetensors", check=0)
+    assert (tmp_path / "mine.safetensors").read_bytes() == (
+        tmp_path / "theirs.safetensors"
+    ).read_bytes()
 
 
 def test_what_lacks_little_is_asked_for_by_name(moetool, tiny, tmp_path):

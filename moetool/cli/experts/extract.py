@@ -60,7 +60,7 @@ def extract(
     from moetool.experts.extract import extract as extracted
     from moetool.proof.canonical import open_weights
 
-    with open_weights(where) as weights:
+    with open_weights(where, part=True) as weights:
         infos = extracted(weights, layer, expert, target)
         note = NOTE.format(n=weights.recognized.args.n_experts, layer=layer)
     report = ExtractReport(str(where), str(target), layer, expert, infos, note)
