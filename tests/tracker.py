@@ -24,8 +24,9 @@ def serving_tracker(interval_s):
             body = encode({b"interval": interval_s, b"peers": compact})
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(OSError):  # who asked may have left
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_):
             pass

@@ -105,7 +105,7 @@ def _root(
 
 def run(argv: list[str]) -> int:
     """Run a command line and return its exit code; whatever fails says what to do next."""
-    console = Console(json="--json" in argv)
+    console = Console(json="--json" in argv, events="--events" in argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name must not kill its own report
@@ -127,7 +127,7 @@ def run(argv: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  # the one place where a bug of ours becomes words
         hint = "please report it; MOETOOL_DEBUG=1 shows the traceback"
         return _report(console, MoetoolError(f"internal error: {error!r}", hint=hint))
-    if code == USAGE and console.json:
+    if code == USAGE and (console.json or console.events):
         console.error(UsageFault("the command line is wrong, see stderr"))
     return code
 
@@ -174,7 +174,9 @@ def _system_fault(error: OSError) -> SystemFault:
     what = error.strerror or str(error)
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return NoRoomOnDisk(what, where=where, hint="free some room and run the same command again")
-    return SystemFault(what, where=where)
+    shut = error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}
+    hint = "make it writable, or choose another place" if shut else _AGAIN
+    return SystemFault(what, where=where, hint=hint)
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> None:

@@ -73,10 +73,15 @@ class Column:
 
 @dataclass
 class Console:
-    """How one command speaks: for people, as one JSON document, or quietly."""
+    """How one command speaks: for people, as one JSON document, or quietly.
+
+    With ``events`` all that goes to stderr is JSON, a document on each line: for programs that
+    watch. ``quiet`` then leaves out nothing, for nobody reads along.
+    """
 
     json: bool = False
     quiet: bool = False
+    events: bool = False
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -111,8 +116,16 @@ class Console:
 
     def note(self, text: str, style: str | None = None) -> None:
         """Say something on stderr; silent with --quiet."""
-        if not self.quiet:
+        if self.events:
+            self.event("note", text=text)
+        elif not self.quiet:
             self._print(self._stderr, text, style)
+
+    def event(self, kind: str, /, **fields: object) -> None:
+        """Write what happened as a line of JSON on stderr, if --events asks for it."""
+        if self.events:
+            sys.stderr.write(_event_json(kind, time.monotonic() - self._started, fields))
+            sys.stderr.flush()
 
     def hint(self, text: str) -> None:
         """Say the next step."""
@@ -155,7 +168,10 @@ class Console:
     def error(self, error: MoetoolError) -> None:
         """Say what went wrong, where, and the next step; with --json also as the document."""
         if self.json:
-            self.write(_error_json(error))
+            self.write(_document_json(_error_document(error)))
+        if self.events:
+            self.event("error", **_error_document(error))
+            return
         self._print(self._stderr, f"error: {safe(error)}", "red")
         for finding in error.findings[:40]:
             self._print(self._stderr, f"  - {safe(finding)}", None)
@@ -165,21 +181,26 @@ class Console:
             self._print(self._stderr, f"\nhint: {safe(error.hint)}", "cyan")
 
     @contextmanager
-    def progress(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+    def progress(
+        self, title: str, total: int | None, below: Callable[[int], str] = lambda _: ""
+    ) -> Iterator[Callable[[int, str], None]]:
         """Show progress in bytes on stderr: a bar on a tty, a line every few seconds elsewhere.
 
-        Yields a function of the bytes done so far and a short note.
+        Yields a function of the bytes done so far and a short note. ``below`` gives the lines that
+        stand under the bar, for the width it is told.
         """
-        if self.quiet:
+        if self.quiet or self.events:
             yield lambda _done, _note: None
-        elif sys.stderr.isatty():
-            with self._bar(title, total) as update:
+        elif self.has_bar:
+            with self._bar(title, total, below) as update:
                 yield update
         else:
             yield self._plain_progress(title, total)
 
     @contextmanager
-    def _bar(self, title: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+    def _bar(
+        self, title: str, total: int | None, below: Callable[[int], str]
+    ) -> Iterator[Callable[[int, str], None]]:
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -188,6 +209,15 @@ class Console:
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
+        from rich.text import Text
+
+        terminal = self._stderr
+
+        class Bar(Progress):
+            def get_renderables(self) -> Iterator[rich.console.RenderableType]:
+                yield from super().get_renderables()
+                if line := below(terminal.width):
+                    yield Text(line, no_wrap=True)
 
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -197,9 +227,23 @@ class Console:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        with Progress(*columns, console=self._stderr, transient=True) as bar:
+        with Bar(*columns, console=terminal, transient=True) as bar:
             task = bar.add_task(title, total=total, note="")
             yield lambda done, note: bar.update(task, completed=done, note=safe(note))
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether progress is a bar that is drawn anew, and not lines one after another."""
+        return not self.quiet and not self.events and sys.stderr.isatty()
+
+    @property
+    def draws_blocks(self) -> bool:
+        """Whether stderr can show block characters."""
+        try:
+            "░▒▓█▕▏".encode(sys.stderr.encoding or "ascii")
+        except (UnicodeEncodeError, LookupError):
+            return False
+        return True
 
     def _plain_progress(self, title: str, total: int | None) -> Callable[[int, str], None]:
         began = last = time.monotonic()
@@ -249,10 +293,8 @@ def _rich_console(stream: IO[str]) -> rich.console.Console:
     )
 
 
-def _error_json(error: MoetoolError) -> str:
-    import json
-
-    document = {
+def _error_document(error: MoetoolError) -> dict[str, object]:
+    return {
         "schema": "moetool.error",
         "version": 1,
         "ok": False,
@@ -262,4 +304,17 @@ def _error_json(error: MoetoolError) -> str:
         "findings": list(error.findings),
         "hint": error.hint,
     }
+
+
+def _document_json(document: dict[str, object]) -> str:
+    import json
+
     return json.dumps(document, indent=2) + "\n"
+
+
+def _event_json(kind: str, seconds: float, fields: dict[str, object]) -> str:
+    """A document on one line; JSON escapes line breaks and all that is not ASCII."""
+    import json
+
+    head = {"event": kind, "schema": "moetool.event", "version": 1, "seconds": round(seconds, 3)}
+    return json.dumps({**fields, **head}) + "\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +67,15 @@ class ConvertWords:
     dtype: str
     max_shard_size: str | None
 
+    def given(self) -> dict[str, bool]:
+        """The options that were given, by their names."""
+        names = {"to": "convert", "out": "convert_out", "keep": "no_keep"}
+        return {
+            names.get(field.name, field.name): True
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(_UNSAID, field.name)
+        }
+
     def wish(self) -> Wish | None:
         """What to do while fetching; None where nothing is.
 
@@ -75,14 +83,14 @@ class ConvertWords:
             UsageFault: options of a conversion without one, or such that cannot be meant.
         """
         if self.to is None:
-            if self != ConvertWords(None, None, True, None, "keep", None):
+            if self.given():
                 raise UsageFault(
                     "--convert-out, --no-keep, --layout, --dtype and --max-shard-size say how to "
                     "convert",
                     hint="add --convert safetensors or --convert gguf",
                 )
             return None
-        from moetool.cli.options import parse_size
+        from moetool.cli.options import parse_size, typed_command
         from moetool.cli.quantising import read_recipe
         from moetool.convert.arriving.companion import Wish
         from moetool.convert.job import prepare
@@ -96,15 +104,17 @@ class ConvertWords:
         def prepared(source: Weights, out: Path) -> Job:
             return prepare(source, target, out, largest, dtype=storage, recipe=recipe)
 
-        again = f"moetool {shlex.join(sys.argv[1:])}"
-        return Wish(prepared, target.convention, self.out, self.keep, again=again)
+        return Wish(prepared, target.convention, self.out, self.keep, again=typed_command())
+
+
+_UNSAID = ConvertWords(None, None, keep=True, layout=None, dtype="keep", max_shard_size=None)
 
 
 def run(
     console: Console, source: Source, out: Path | None, wish: Wish, options: SwarmOptions
 ) -> FetchConvertReport:
     """Fetch and convert, with the progress of both."""
-    from moetool.cli.fetch import stages, told_how_to_go_on
+    from moetool.cli.stages import stages, told_how_to_go_on
     from moetool.convert.arriving.fetch import fetch_and_convert
 
     if not wish.keep:

@@ -26,6 +26,21 @@ IncludeOption = Annotated[
 ]
 
 
+def fetch(
+    console: Console,
+    text: str,
+    out: Path | None,
+    include: list[str] | None,
+    timeout: float | None,
+    release_md5: str | None,
+    swarm: Mapping[str, object],
+) -> None:
+    """Fetch from a hub, and print what came of it; ``swarm`` are the options that it refuses."""
+    refuse_swarm_options(**swarm)
+    report = run(console, text, out, include, timeout, release_md5)
+    console.result(report, lambda: render(console, report))
+
+
 def run(
     console: Console,
     text: str,
@@ -39,7 +54,8 @@ def run(
     Raises:
         MoetoolError: see `fetch_from_hub`.
     """
-    from moetool.cli.fetch import digits, stages, told_how_to_go_on
+    from moetool.cli.fetch import digits
+    from moetool.cli.stages import stages, told_how_to_go_on
     from moetool.formats.selection import choose
     from moetool.release.hub.address import parse_address
     from moetool.release.hub.door import HubOptions

@@ -72,7 +72,8 @@ def run(
     console: Console, source: Source, out: Path | None, only: Sequence[str], options: SwarmOptions
 ) -> FetchOnlyReport:
     """Fetch what selectors name, with progress."""
-    from moetool.cli.fetch import stages, told_how_to_go_on, told_where_else
+    from moetool.cli.fetch import told_where_else
+    from moetool.cli.stages import stages, told_how_to_go_on
     from moetool.release.only import fetch_only
 
     with told_how_to_go_on(), told_where_else(source), stages(console) as on_progress:

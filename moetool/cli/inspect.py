@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.cli.console import Column, Console, count, size
-from moetool.cli.fetch import (
+from moetool.cli.options import JsonOption, QuietOption, resolve
+from moetool.cli.swarm_options import (
+    EncryptionOption,
+    InterfaceOption,
+    Ipv6Option,
     NoDhtOption,
     PeerOption,
+    ProxyOption,
+    SwarmWords,
     TimeoutOption,
     TrackerOption,
     WebSeedsOption,
-    swarm_options,
 )
-from moetool.cli.options import JsonOption, QuietOption, resolve
-from moetool.errors import Refused, UsageFault
+from moetool.errors import FormatError, Refused, TruncatedFile, UsageFault
 
 if TYPE_CHECKING:
     from moetool.arch.summary import InspectReport, ModelSummary, Presence
@@ -54,6 +58,10 @@ def inspect(
     web_seeds: WebSeedsOption = None,
     timeout: TimeoutOption = None,
     no_dht: NoDhtOption = False,
+    proxy: ProxyOption = None,
+    encryption: EncryptionOption = "allow",
+    ipv6: Ipv6Option = True,
+    interface: InterfaceOption = None,
     allow_http: AllowHttpOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -64,8 +72,10 @@ def inspect(
     a torrent or an https address only these headers are fetched, and nothing of them is kept.
     """
     console = Console(json, quiet)
+    words = SwarmWords(tracker, peer, 0, 0, 0, timeout, no_dht, proxy, encryption, ipv6, interface)
+    of_swarm = web_seeds is not None or bool(words.given())
     if path is None or not _is_remote(path):
-        if tracker or peer or web_seeds is not None or timeout or no_dht or allow_http:
+        if of_swarm or timeout or allow_http:
             raise UsageFault("options of the network for a checkpoint that is here")
         report = _local(console, Path(path) if path else None, context, tensors=tensors)
         console.result(report, lambda: _render(console, report))
@@ -74,11 +84,11 @@ def inspect(
 
         view = View(context, tensors)
         if _is_url(path):
-            if tracker or peer or web_seeds is not None or no_dht:
+            if of_swarm:
                 raise UsageFault("options of a swarm for an https address")
             found = _behind_url(console, path.strip(), timeout, view, allow_http=allow_http)
         else:
-            found = _in_swarm(console, path, (tracker, peer, timeout, no_dht), view, web_seeds)
+            found = _in_swarm(console, path, words, view, web_seeds)
         report = found
         console.result(found, lambda: _render(console, found, remote_facts(found.remote)))
     if not report.ok:
@@ -89,9 +99,15 @@ def _local(
     console: Console, path: Path | None, context: int | None, *, tensors: bool
 ) -> InspectReport:
     from moetool.arch.summary import summarize
+    from moetool.files.partial import find_partial
     from moetool.formats import open_checkpoint
+    from moetool.release.provenance import is_unfinished
 
-    with open_checkpoint(resolve(path, console)) as checkpoint:
+    path = resolve(path, console)
+    folder = path if path.is_dir() else path.parent
+    if is_unfinished(folder) and find_partial(folder) is None:
+        return _unfinished(console, path, context, tensors=tensors)
+    with open_checkpoint(path) as checkpoint:
         return summarize(
             checkpoint.catalog,
             checkpoint.directory,
@@ -101,6 +117,30 @@ def _local(
             tensors=tensors,
             presence=_presence(checkpoint),
         )
+
+
+def _unfinished(
+    console: Console, path: Path, context: int | None, *, tensors: bool
+) -> InspectReport:
+    """Look into what a fetch has brought so far: the headers, which it asks for first.
+
+    Raises:
+        TruncatedFile: they are not here yet.
+    """
+    from moetool.arch.summary import summarize
+    from moetool.formats import read_headers
+
+    try:
+        catalog, file_set = read_headers(path)
+    except FormatError as error:
+        raise TruncatedFile(
+            f"the fetch has not brought its headers yet ({error.what})",
+            where=error.where,
+            hint="they come first: wait a little, or run the fetch again",
+        ) from error
+    console.warn("a fetch into this folder has not ended; these are the headers, not the weights")
+    sizes = {file.name: file.stat().st_size for file in file_set.files}
+    return summarize(catalog, file_set.directory, path, sizes, context=context, tensors=tensors)
 
 
 def _presence(checkpoint: FileCheckpoint) -> Presence | None:
@@ -141,15 +181,15 @@ def _behind_url(
 def _in_swarm(
     console: Console,
     text: str,
-    reach: tuple[list[str] | None, list[str] | None, float | None, bool],
+    words: SwarmWords,
     view: View,
     web_seeds: bool | None,
 ) -> RemoteInspectReport:
     from moetool.cli.remote import REJOIN_S, STALL_S, inspect_torrent
 
-    tracker, peer, timeout, no_dht = reach
-    options = swarm_options((), tracker, peer, 0, 0, timeout, no_dht)
-    options = replace(options, stall_timeout_s=timeout or STALL_S, rejoin_after_s=REJOIN_S)
+    options = replace(
+        words.options(), stall_timeout_s=words.timeout or STALL_S, rejoin_after_s=REJOIN_S
+    )
     return inspect_torrent(console, text, options, view, web_seeds=web_seeds)
 
 

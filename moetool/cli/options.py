@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +30,15 @@ JsonOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes")]
 
+_PASSWORD = re.compile(r"(://[^/@:]*:)[^/]*@")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _WEIGHTS = ("*.pth", "*.pt", "*.safetensors", "*.safetensors.index.json", "*.gguf")
+
+
+def typed_command() -> str:
+    """The command as it was typed, to be run again; a password in an address is not repeated."""
+    words = (_PASSWORD.sub(r"\1…@", word) for word in sys.argv[1:])
+    return f"moetool {shlex.join(words)}"
 
 
 def parse_size(text: str | None, option: str) -> int | None:

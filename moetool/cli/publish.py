@@ -12,6 +12,7 @@ import typer
 
 from moetool.cli.console import Console, safe, size
 from moetool.cli.options import JsonOption, QuietOption
+from moetool.cli.swarm_options import tracker_url
 from moetool.errors import UsageFault
 
 if TYPE_CHECKING:
@@ -100,22 +101,6 @@ def publish(
 
         report = run(made, on_bytes)
     console.result(report, lambda: _render(console, report))
-
-
-def tracker_url(url: str) -> str:
-    """A tracker's address.
-
-    Raises:
-        UsageFault: it is none.
-    """
-    from moetool.release.magnet import is_tracker
-
-    if not is_tracker(url):
-        raise UsageFault(
-            f"--tracker wants udp://HOST:PORT/… or http(s)://HOST/…, not {url!a}",
-            hint="credentials and other schemes are not taken",
-        )
-    return url
 
 
 def _web_seed(url: str) -> str:

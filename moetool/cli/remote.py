@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from moetool.arch.summary import SIDE_FILES, InspectReport, summarize
 from moetool.cli.console import Console, safe, size
-from moetool.cli.fetch import seeds_of, stages
+from moetool.cli.stages import stages
+from moetool.cli.swarm_options import seeds_of
 from moetool.errors import MoetoolError, UsageFault
 from moetool.formats.directory import is_weight_file
 from moetool.formats.remote import SMALL_FILES, RemoteFiles, read_remote

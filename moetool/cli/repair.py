@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.cli.console import Column, Console, safe, size
-from moetool.cli.fetch import (
+from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
+from moetool.cli.stages import EventsOption, stages, told_how_to_go_on
+from moetool.cli.swarm_options import (
+    EncryptionOption,
+    InterfaceOption,
+    Ipv6Option,
     MaxDownOption,
     NoDhtOption,
     PeerOption,
     PortOption,
+    ProxyOption,
+    SwarmWords,
     TimeoutOption,
     TrackerOption,
     WebSeedsOption,
     seeds_of,
-    stages,
-    swarm_options,
-    told_how_to_go_on,
 )
-from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.cli.verify import MAX_LINES, catalogs_of, located
 from moetool.errors import FormatError, Mismatch, Refused, UsageFault
 from moetool.files.joined import Joins
@@ -72,7 +75,12 @@ def repair(
     max_down: MaxDownOption = 0,
     timeout: TimeoutOption = None,
     no_dht: NoDhtOption = False,
+    proxy: ProxyOption = None,
+    encryption: EncryptionOption = "allow",
+    ipv6: Ipv6Option = True,
+    interface: InterfaceOption = None,
     dry_run: DryRunOption = False,
+    events: EventsOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -83,13 +91,15 @@ def repair(
     from moetool.release.repair.run import repair as run_repair
     from moetool.release.repair.subject import find_source
 
-    console = Console(json, quiet)
+    console = Console(json, quiet, events)
     if offline and other is None and not dry_run:
         raise UsageFault("--offline leaves nothing to take pieces from", hint="add --from OTHER")
     folder = _folder(resolve(path, console), console, torrent)
     source = find_source(folder, torrent)
     seeds = seeds_of(source, wanted=web_seeds)
-    options = swarm_options(seeds, tracker, peer, port, max_down, timeout, no_dht)
+    options = SwarmWords(
+        tracker, peer, port, max_down, 0, timeout, no_dht, proxy, encryption, ipv6, interface
+    ).options(seeds)
     if (left := set(source.magnet.web_seeds).difference(seeds)) and not offline:
         console.note(f"{len(left)} web seeds of the link not used (--web-seeds)")
     with told_how_to_go_on(), stages(console) as on_progress:

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetool.cli.console import Console, duration, safe, size
-from moetool.cli.fetch import NoDhtOption, told_how_to_go_on
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
-from moetool.cli.publish import tracker_url
+from moetool.cli.stages import told_how_to_go_on
+from moetool.cli.swarm_options import (
+    EncryptionOption,
+    Ipv6Option,
+    MaxUpOption,
+    NoDhtOption,
+    encryption_of,
+    tracker_url,
+)
 from moetool.errors import UsageFault
 
 if TYPE_CHECKING:
@@ -46,9 +53,6 @@ RatioOption = Annotated[
 TimeOption = Annotated[
     float | None, typer.Option(min=0, help="End after so many minutes", show_default=False)
 ]
-MaxUpOption = Annotated[
-    float, typer.Option(min=0, help="At most this many MB per second; 0: no limit")
-]
 TrackerOption = Annotated[list[str] | None, typer.Option(help="Also announce to this tracker")]
 
 
@@ -62,6 +66,8 @@ def seed(
     ratio: RatioOption = None,
     time: TimeOption = None,
     max_up: MaxUpOption = 0,
+    encryption: EncryptionOption = "allow",
+    ipv6: Ipv6Option = True,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -78,6 +84,8 @@ def seed(
         trackers=tuple(tracker_url(url) for url in tracker or ()),
         dht=not no_dht,
         max_up=int(max_up * 1e6),
+        encryption=encryption_of(encryption),
+        ipv6=ipv6,
         ratio=ratio,
         time_s=time * 60 if time is not None else None,
     )

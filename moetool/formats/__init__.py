@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 
     from moetool.extents import Extent
     from moetool.files import File
+    from moetool.formats.directory import FileSet
     from moetool.formats.output import OutputFile
     from moetool.tensors import Catalog, DType, Sink, TensorInfo
 
-__all__ = ["FileCheckpoint", "can_hold", "create", "open_checkpoint", "read_part"]
+__all__ = ["FileCheckpoint", "can_hold", "create", "open_checkpoint", "read_headers", "read_part"]
 
 _READERS = {
     "pth": pth.read_catalog,
@@ -170,10 +171,22 @@ def open_checkpoint(path: Path) -> FileCheckpoint:
     return FileCheckpoint(path, catalog, sources, file_set.directory)
 
 
-def read_part(path: Path, file_format: str) -> tuple[Catalog, int]:
+def read_headers(path: Path) -> tuple[Catalog, FileSet]:
+    """Read the headers of a checkpoint that is being fetched; its weights may be holes.
+
+    Raises:
+        UsageFault, Refused, ReadFailed: as `open_checkpoint`; also where a header is a hole.
+    """
+    file_set = find_files(path)
+    catalogs = [read_part(file, file_set.format, far=True)[0] for file in file_set.files]
+    return merge(file_set, catalogs), file_set
+
+
+def read_part(path: Path, file_format: str, *, far: bool = False) -> tuple[Catalog, int]:
     """Read the header of a file whose data may not be here yet; give also where they will end.
 
-    A .pth has its directory at the end, so it is here whole or not at all.
+    A .pth has its directory at the end, so it is here whole or not at all; unless ``far`` lets the
+    small headers between its weights be holes (see `pth.read_catalog`).
 
     Raises:
         TruncatedFile: not even the header is here.
@@ -186,7 +199,7 @@ def read_part(path: Path, file_format: str) -> tuple[Catalog, int]:
                 return safetensors.read_part(source)
             case "gguf":
                 return gguf.read_part(source)
-        return pth.read_catalog(source), source.nbytes
+        return pth.read_catalog(source, far=far), source.nbytes
 
 
 def can_hold(file_format: str, dtype: DType) -> bool:

@@ -122,6 +122,11 @@ def is_weight_file(name: str) -> bool:
     return Path(name).suffix in _SUFFIXES or name.endswith(".index.json")
 
 
+def format_of_name(name: str) -> str | None:
+    """The format that a file's suffix stands for (pth, safetensors, gguf); None for others."""
+    return _SUFFIXES.get(Path(name).suffix)
+
+
 def is_hf_shard(name: str) -> bool:
     """Whether a file of that name is a shard of which an index must speak."""
     return _HF_SHARD.fullmatch(name) is not None

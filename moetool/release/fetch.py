@@ -22,7 +22,7 @@ from moetool.durable import publish, sync_folder
 from moetool.errors import DigestMismatch, Interrupted, OutputExists
 from moetool.files.joined import Joins
 from moetool.files.partial import OUR_FOLDER, forget_partial, is_partial, move_partial
-from moetool.release.magnet import Repairs, format_magnet
+from moetool.release.magnet import Magnet, Repairs, format_magnet
 from moetool.release.provenance import (
     Origin,
     locked,
@@ -38,6 +38,7 @@ from moetool.release.torrent.alerts import bytes_free, bytes_missing, no_room
 from moetool.release.torrent.download import Downloaded, download
 from moetool.release.torrent.metainfo import Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
+from moetool.release.torrent.selection import chosen_paths, select, selected, wanted_pieces
 from moetool.release.torrent.session import Swarm
 from moetool.release.torrent.watch import Peer, Progress
 from moetool.release.verify.references import references, trust_lines
@@ -50,7 +51,10 @@ ROOM = 1.02  # folders, records and what others write meanwhile
 
 @dataclass(frozen=True, slots=True)
 class FetchReport:
-    """The outcome of a fetch; ``payload`` counts the bytes that came over the network."""
+    """The outcome of a fetch; ``payload`` counts the bytes that came over the network.
+
+    ``selected`` are the paths of the files that the link asked for; None: all of them.
+    """
 
     schema: ClassVar[str] = "moetool.fetch"
     version: ClassVar[int] = 1
@@ -66,6 +70,7 @@ class FetchReport:
     banned: tuple[Peer, ...]
     already_complete: bool
     verification: VerifyReport
+    selected: tuple[str, ...] | None = None
 
     @property
     def ok(self) -> bool:
@@ -103,6 +108,10 @@ def fetch(
 
 
 _AGAIN = "run the same command again to go on"
+_BORDERS = (
+    "note     v1 pieces that reach into files not selected were hashed when they came, and cannot "
+    "be hashed again"
+)
 
 
 def _fetch(
@@ -119,7 +128,8 @@ def _fetch(
             source = judge_metadata(source, read_info(info))
         assert source.meta is not None  # judged just now, or before
         where = (out or Path(source.meta.name)).absolute()
-        return kind(source, source.meta, where, on_progress).run(swarm)
+        meta = _with_selection(source.meta, source.magnet, where, on_progress)
+        return kind(source, meta, where, on_progress).run(swarm)
 
 
 @dataclass(slots=True)
@@ -183,7 +193,7 @@ class FetchJob:
 
     def _complete(self, swarm: Swarm, have: list[bool]) -> VerifyReport:
         for _ in range(ROUNDS):
-            if not have or not all(have):
+            if not have or not all(have[index] for index in wanted_pieces(self.meta)):
                 self._preflight()
                 outcome = self._download(swarm, have)
                 self.payload += outcome.payload
@@ -218,6 +228,8 @@ class FetchJob:
             on_progress=lambda done, total: self.on_progress(Progress("verify", done, total)),
         )
         trust = trust_lines(report, self.meta, self.source.release)
+        if self.meta.pieces and selected(self.meta) is not None:
+            trust = (*trust, _BORDERS)
         return replace(report, trust=trust)
 
     def _take_back(self) -> None:
@@ -244,6 +256,9 @@ class FetchJob:
         for path in self.meta.file_sizes(self.partial):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+        if selected(self.meta) is not None:
+            for path in self.partial.glob(".*.parts"):  # libtorrent's, of files not selected
+                path.unlink()
         sync_folder(self.partial)
         publish(self.partial, self.out)
         (self.out / OUR_FOLDER / "lock").unlink()
@@ -262,9 +277,12 @@ class FetchJob:
             banned=tuple(dict.fromkeys(self.banned)),
             already_complete=already,
             verification=report,
+            selected=selected(self.meta),
         )
 
     def _n_pieces(self) -> int:
+        if selected(self.meta) is not None:
+            return len(wanted_pieces(self.meta))
         total = self.meta.files[-1].offset + self.meta.files[-1].nbytes
         return -(-total // self.meta.piece_length)
 
@@ -275,6 +293,7 @@ class FetchJob:
             magnet=format_magnet(self.source.magnet),
             release_md5=self.source.release_md5,
             fetched_at=fetched_at,
+            selected=selected(self.meta),
         )
 
 
@@ -289,8 +308,31 @@ def _with_known_metadata(source: Source, out: Path | None) -> Source:
         if origin and wanted & set(origin.info_hashes):
             meta = read_recorded_torrent(folder)
             if meta and wanted <= set(meta.hashes):
-                return judge_metadata(source, meta)
+                return judge_metadata(source, select(meta, None))
     return source
+
+
+def _with_selection(
+    meta: Metainfo, magnet: Magnet, out: Path, on_progress: Callable[[Progress], None]
+) -> Metainfo:
+    """The torrent without the files that are not asked for, now or by an earlier run there.
+
+    Raises:
+        UsageFault: the link selects no file of it.
+    """
+    if not magnet.selected:
+        return meta
+    paths = chosen_paths(meta, magnet.selected)
+    for folder in (out, out.with_name(out.name + ".partial")):
+        origin = read_origin(folder) if folder.is_dir() else None
+        if origin is not None and origin.info_hashes == meta.hashes:
+            if origin.selected is None:
+                return meta
+            paths |= set(origin.selected)
+    named = ", ".join(sorted(paths)[:5]) + (", …" if len(paths) > 5 else "")  # noqa: PLR2004  # as cut
+    count = sum(not file.pad for file in meta.files)
+    on_progress(Progress("metadata", told=f"{len(paths)} of {count} files are selected: {named}"))
+    return select(meta, paths)
 
 
 def checked(report: VerifyReport) -> VerifyReport:

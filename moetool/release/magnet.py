@@ -31,7 +31,10 @@ from moetool.errors import BadMagnet
 
 @dataclass(frozen=True, slots=True)
 class Magnet:
-    """What a magnet link says; hashes in lower-case hex, peers as ``address:port``."""
+    """What a magnet link says; hashes in lower-case hex, peers as ``address:port``.
+
+    ``selected`` are runs of file numbers, first and last (BEP 53); empty: all files.
+    """
 
     info_hash: str | None = None
     info_hash_v2: str | None = None
@@ -39,6 +42,7 @@ class Magnet:
     trackers: tuple[str, ...] = ()
     web_seeds: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
+    selected: tuple[tuple[int, int], ...] = ()
 
 
 class Outcome(Enum):
@@ -88,6 +92,8 @@ _HOST = re.compile(
 )
 _TRACKER_SCHEMES = ("udp", "http", "https")
 _ANNOUNCE = "/announce"
+_RUN = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
+_MAX_RUNS = 10_000
 
 
 def find(text: str, *, slugs: Mapping[str, str] = _NO_SLUGS) -> tuple[Magnet, Repairs]:
@@ -129,6 +135,11 @@ def format_magnet(magnet: Magnet) -> str:
         pairs.append(f"dn={quote(magnet.name, safe='')}")
     for key, values in (("tr", magnet.trackers), ("ws", magnet.web_seeds), ("x.pe", magnet.peers)):
         pairs += [f"{key}={quote(value, safe='')}" for value in values]
+    if magnet.selected:
+        runs = (
+            f"{first}-{last}" if last > first else f"{first}" for first, last in magnet.selected
+        )
+        pairs.append(f"so={','.join(runs)}")
     return "magnet:?" + "&".join(pairs)
 
 
@@ -226,6 +237,7 @@ def _parse_link(query: str, slugs: Mapping[str, str]) -> tuple[Magnet, tuple[Tra
     topics, trackers, repairs = [], [], []
     name: str | None = None
     web_seeds, peers = [], []
+    selected: tuple[tuple[int, int], ...] = ()
     for key, raw in _pairs(query):
         match key:
             case "xt":
@@ -240,10 +252,12 @@ def _parse_link(query: str, slugs: Mapping[str, str]) -> tuple[Magnet, tuple[Tra
                 web_seeds.append(unquote(raw))
             case "x.pe" if is_peer(unquote(raw)):
                 peers.append(unquote(raw))
+            case "so":
+                selected += _runs(unquote(raw))
             case _:
-                pass  # so=, kt=, xl=: nothing that fetching whole releases needs
+                pass  # kt=, xl=: nothing that fetching needs
     v1, v2 = _info_hashes(topics)
-    magnet = Magnet(v1, v2, name, tuple(trackers), tuple(web_seeds), tuple(peers))
+    magnet = Magnet(v1, v2, name, tuple(trackers), tuple(web_seeds), tuple(peers), selected)
     return magnet, tuple(repairs)
 
 
@@ -282,6 +296,13 @@ def _complete_tail(url: str) -> str:
     if short == url or host_end < 0:
         return short
     return short[:host_end] + _ANNOUNCE if _ANNOUNCE.startswith(short[host_end:]) else short
+
+
+def _runs(text: str) -> tuple[tuple[int, int], ...]:
+    """The runs of numbers in ``0,2-4``; what is none is left out."""
+    found = (_RUN.fullmatch(word) for word in text.split(",")[:_MAX_RUNS])
+    runs = ((int(run[1]), int(run[2] or run[1])) for run in found if run)
+    return tuple((first, last) for first, last in runs if first <= last)
 
 
 def _info_hashes(topics: list[str]) -> tuple[str | None, str | None]:

@@ -22,11 +22,17 @@ from moetool.extents import Digest, Extent
 from moetool.files import open_raw
 from moetool.release.torrent.merkle import lifted, piece_height, root_of_layer
 from moetool.release.torrent.metainfo import piece_parts
+from moetool.release.torrent.selection import absent_pieces
 from moetool.release.verify.digests import HASHES
 from moetool.release.verify.hashing import Wanted, read_digests
 
 if TYPE_CHECKING:
     from moetool.release.torrent.metainfo import Metainfo, Part, TorrentFile
+
+
+HEAD_NBYTES, TAIL_NBYTES = 8 << 20, 1 << 20
+"""How much of a file is its ends: a GGUF begins with the vocabulary, a .pth ends with a list."""
+END_SHARE = 16  # of a small file this part of it, at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,25 @@ class Piece:
         if self.height is not None:
             found = lifted(bytes.fromhex(found), self.nbytes, self.height).hex()
         return found == self.digest.hex
+
+
+def ends_of(meta: Metainfo) -> dict[str, frozenset[int]]:
+    """By path the pieces at both ends of every file: a header lies there, whatever the format."""
+    ends, at = {}, 0
+    for file in meta.files:
+        at = file.offset if meta.pieces else -(-at // meta.piece_length) * meta.piece_length
+        if file.nbytes and not file.pad and not file.absent:
+            share = file.nbytes // END_SHARE
+            head, tail = min(HEAD_NBYTES, share), min(TAIL_NBYTES, share)
+            last = at + file.nbytes - 1
+            runs = ((at, at + head), (last - tail, last))
+            ends[file.path] = frozenset(
+                index
+                for start, stop in runs
+                for index in range(start // meta.piece_length, stop // meta.piece_length + 1)
+            )
+        at += file.nbytes  # in v2 alone each file begins a piece
+    return ends
 
 
 def pieces_of(meta: Metainfo, folder: Path) -> list[Piece]:
@@ -165,7 +190,10 @@ def read_extent(extent: Extent) -> bytes | None:
 
 def _v1_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
     size = hashlib.sha1(usedforsecurity=False).digest_size
+    unknown = absent_pieces(meta)
     for index, parts in enumerate(piece_parts(meta, folder)):
+        if index in unknown:
+            continue
         digest = Digest("sha1", meta.pieces[size * index : size * (index + 1)].hex())
         yield Piece(index, parts, digest)
 
@@ -178,6 +206,9 @@ def _v2_pieces(meta: Metainfo, folder: Path) -> Iterator[Piece]:
         roots = _roots(file, layers, meta.piece_length)
         # Where nothing is known of a file, neither is of its pieces.
         extents = cut(folder / file.path, file.nbytes, meta.piece_length) if roots else []
+        if file.absent:
+            index += -(-file.nbytes // meta.piece_length)
+            continue
         for extent, root in zip(extents, roots, strict=True):
             lift = height if is_long and extent.nbytes < meta.piece_length else None
             yield Piece(index, (extent,), Digest("sha256-merkle", root.hex()), lift)

@@ -21,6 +21,7 @@ from moetool.durable import write_durably
 from moetool.errors import SystemFault
 from moetool.files.partial import OUR_FOLDER
 from moetool.release.torrent.metainfo import Metainfo, read_torrent
+from moetool.release.torrent.selection import select
 
 if TYPE_CHECKING:
     from moetool.release.verify.settle import VerifyReport
@@ -31,13 +32,17 @@ MAX_TORRENT_NBYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a fetched folder came from; ``fetched_at`` is UTC in ISO 8601."""
+    """Where a fetched folder came from; ``fetched_at`` is UTC in ISO 8601.
+
+    ``selected`` are the paths of the files that were asked for; None: all of them.
+    """
 
     name: str
     info_hashes: tuple[str, ...]
     magnet: str
     release_md5: str | None = None
     fetched_at: str | None = None
+    selected: tuple[str, ...] | None = None
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
@@ -56,13 +61,23 @@ def read_origin(folder: Path) -> Origin | None:
     table = _read_json(folder / OUR_FOLDER / "release.json")
     try:
         hashes = tuple(str(text) for text in table["info_hashes"])
-        return Origin(**{**table, "info_hashes": hashes})
+        some = table.get("selected")
+        chosen = None if some is None else tuple(str(path) for path in some)
+        return Origin(**{**table, "info_hashes": hashes, "selected": chosen})
     except (KeyError, TypeError):
         return None
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a fetch into a folder has begun and not ended."""
+    origin = read_origin(folder)
+    return origin is not None and origin.fetched_at is None
+
+
 def read_recorded_torrent(folder: Path) -> Metainfo | None:
     """The torrent that a fetch recorded in a folder; None if there is none.
+
+    Files that were not asked for are absent in it (see `selection`).
 
     Raises:
         HostileTorrent: somebody changed it into one that is refused.
@@ -70,7 +85,8 @@ def read_recorded_torrent(folder: Path) -> Metainfo | None:
     path = folder / OUR_FOLDER / "release.torrent"
     if not path.is_file() or path.stat().st_size > MAX_TORRENT_NBYTES:
         return None
-    return read_torrent(path.read_bytes())
+    origin = read_origin(folder)
+    return select(read_torrent(path.read_bytes()), origin.selected if origin else None)
 
 
 def record_digests(folder: Path, report: VerifyReport) -> bool:

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from moetool.release.pieces import count_pieces, find_bad, pieces_of
+from moetool.release.torrent.selection import absent_pieces
 from moetool.release.torrent.watch import Progress
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def fill_out(meta: Metainfo, folder: Path) -> None:
 def held_pieces(
     meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None]
 ) -> list[bool]:
-    """Hash the pieces in ``folder``; one bool for each.
+    """Hash the pieces in ``folder``; one bool for each, False where nothing is claimed of it.
 
     Empty for torrents with v2 hashes: libtorrent looks at such files, which it does well without
     resume data, and makes the trees that other peers ask it for.
@@ -88,7 +89,7 @@ def pieces_here(
         on_progress(Progress("look", min(done, total), total))
 
     absent = {piece.index for piece in pieces} - {piece.index for piece in present}
-    absent |= {piece.index for piece in find_bad(present, tell)}
+    absent |= {piece.index for piece in find_bad(present, tell)} | absent_pieces(meta)
     return [index not in absent for index in range(count_pieces(meta))]
 
 

@@ -21,6 +21,7 @@ from moetool.release.provenance import MAX_TORRENT_NBYTES
 from moetool.release.torrent.metainfo import Metainfo, read_torrent
 
 if TYPE_CHECKING:
+    from moetool.release.peek.address import Address
     from moetool.release.torrent.profile import SwarmOptions
     from moetool.release.torrent.watch import Peer
 
@@ -101,9 +102,13 @@ def public_peers(magnet: Magnet) -> tuple[Peer, ...]:
     for text in magnet.peers:
         host, _, port = text.rpartition(":")
         host = host.strip("[]")
-        if ipaddress.ip_address(host).is_global:
+        if _may_be_called(ipaddress.ip_address(host)):
             found.append((host, int(port)))
     return tuple(found)
+
+
+def _may_be_called(address: Address) -> bool:
+    return address.is_global
 
 
 def reaching(magnet: Magnet, options: SwarmOptions) -> SwarmOptions:

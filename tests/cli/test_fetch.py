@@ -13,6 +13,7 @@ import pytest
 
 from moetool.release.provenance import locked
 from moetool.release.torrent.serve import seed
+from tests.privileges import without_privileges
 
 NOWHERE = "magnet:?xt=urn:btih:" + "ab" * 20
 
@@ -76,6 +77,30 @@ def test_no_peers_is_6_and_says_why(moetool):
     done = moetool("fetch", NOWHERE, "--no-dht", "--timeout", "1", check=6)
     assert "0 peers, no trackers, DHT is off" in done.stderr
     assert "hint:" in done.stderr
+
+
+def test_a_stall_is_6_and_lists_what_was_found_and_tried(moetool, published):
+    words = ["fetch", published.torrent, "--out", "here", "--no-dht", "--timeout", "1", "--json",
+             "--tracker", "http://127.0.0.1:9/announce"]  # fmt: skip
+    done = moetool(*words, check=6)
+    assert "no tracker answered" in done.stderr
+    assert "  - cause: no-tracker\n" in done.stderr
+    document = json.loads(done.stdout)
+    assert document["kind"] == "Stalled"
+    assert document["findings"][0] == "cause: no-tracker"
+
+
+def test_a_folder_that_cannot_be_written_is_5_and_leaves_nothing(published, tmp_path):
+    shut = tmp_path / "shut"
+    shut.mkdir(mode=0o555)
+    words = [sys.executable, "-m", "moetool", "fetch", published.torrent, "--out", shut / "here",
+             "--no-dht"]  # fmt: skip
+    done = subprocess.run([*without_privileges(), *words], capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 5, done
+    assert str(shut) in done.stderr
+    assert "hint: make it writable" in done.stderr
+    assert os.listdir(shut) == []
 
 
 def test_a_second_fetch_of_the_folder_is_7(moetool, published, tmp_path):

@@ -165,4 +165,4 @@ def test_a_web_seed_alone_with_other_bytes_is_named(moetool, published, web_seed
     faults.add("has other bytes")
     know(monkeypatch, published, web_seeds=(url,))
     done = moetool("fetch", published.torrent, "--no-dht", "--timeout", "3", check=6)
-    assert "sent bad pieces and are banned" in done.stderr
+    assert "sent bad pieces and is banned" in done.stderr

@@ -17,6 +17,7 @@ import pytest
 from moetool.cli.app import run as run_command
 from moetool.formats import open_checkpoint
 from moetool.release.torrent.serve import seed
+from tests.privileges import without_privileges
 
 WEIGHTS = "consolidated.00.pth"
 
@@ -139,23 +140,12 @@ def test_the_output_of_a_conversion_is_refused_with_the_way_out(repair, tmp_path
     assert "hint: convert again" in repair(tmp_path, check=4).err
 
 
-def _without_privileges():
-    """A prefix under which even root is refused what the modes refuse."""
-    if os.geteuid():
-        return []
-    tool = shutil.which("setpriv")
-    if tool is None:
-        pytest.skip("UNTESTED: root may write everywhere, and there is no setpriv")
-    drop = "-dac_override,-dac_read_search"
-    return [tool, f"--bounding-set={drop}", f"--inh-caps={drop}"]
-
-
 def test_what_cannot_be_written_is_5_and_says_which(damaged, published):
     (damaged / WEIGHTS).chmod(0o444)
     damaged.chmod(0o555)
     words = [sys.executable, "-m", "moetool", "repair", str(damaged), "--from",
              str(published.folder), "--offline"]  # fmt: skip
-    done = subprocess.run([*_without_privileges(), *words], capture_output=True, text=True,
+    done = subprocess.run([*without_privileges(), *words], capture_output=True, text=True,
                           timeout=60, check=False)  # fmt: skip
     damaged.chmod(0o755)
     assert done.returncode == 5, done

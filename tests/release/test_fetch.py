@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -29,10 +30,13 @@ from moetool.release import last_fetched
 from moetool.release.fetch import fetch
 from moetool.release.fixture import find_fixture
 from moetool.release.magnet import Magnet, format_magnet
+from moetool.release.pieces import ends_of
 from moetool.release.provenance import locked
 from moetool.release.source import resolve_source
+from moetool.release.torrent.metainfo import TorrentFile
 from moetool.release.torrent.serve import seed
 from moetool.release.verify.settle import Word
+from tests.peers import silent_peer
 
 
 def test_a_magnet_becomes_a_folder_whose_every_byte_was_hashed(release, options, tmp_path):
@@ -87,6 +91,22 @@ def test_trackers_that_were_mangled_are_repaired_and_asked(release, options, tra
             assert release.same_as(out)
             assert [entry.tracker for entry in report.repairs.trackers] == [tracker.url]
     assert len(tracker.asked) >= len(mangled)
+
+
+def test_a_peer_that_the_link_names_is_called(release, options, tmp_path, monkeypatch):
+    """x.pe; only for this test is the loopback address one of the open internet."""
+    monkeypatch.setattr("moetool.release.source._may_be_called", lambda _address: True)
+    with seed(release.torrent, release.folder) as peer:
+        fetch(resolve_source(f"{release.magnet}&x.pe={peer.peer}"), tmp_path / "out", options())
+    assert release.same_as(tmp_path / "out")
+
+
+def test_a_link_does_not_make_us_knock_at_doors_of_our_own_network(release, options, tmp_path):
+    with silent_peer(release.meta.info_hash) as service:
+        link = f"{release.magnet}&x.pe={service.host}:{service.port}"
+        with pytest.raises(MetadataTimeout, match="nobody is known"):
+            fetch(resolve_source(link), tmp_path / "out", options(metadata_timeout_s=1.5))
+        assert service.met == []
 
 
 def test_a_complete_folder_is_hashed_and_left_alone(release, options, tmp_path):
@@ -221,10 +241,17 @@ def test_a_seeder_that_lies_is_named_and_no_bad_byte_is_published(
 ):
     evil, out = _rotten_copy(release, tmp_path / "evil"), tmp_path / "out"
     with seeders(release.torrent.read_bytes(), evil, disable_hash_checks=True) as corrupt:
-        swarm = options(corrupt, rejoin_after_s=1, stall_timeout_s=6)
-        with pytest.raises(Stalled, match="bad pieces"):
-            fetch(resolve_source(release.magnet), out, swarm)
+        swarm, told = options(corrupt, rejoin_after_s=1, stall_timeout_s=6), []
+        with pytest.raises(Stalled, match="bad pieces") as caught:
+            fetch(
+                resolve_source(release.magnet), out, swarm,
+                on_progress=lambda now: told.append(now.told) if now.told else None,
+            )  # fmt: skip
     assert not out.exists()
+    assert "cause: all-banned" in caught.value.findings
+    assert (
+        told.count("tried: joined anew without the ban list; each banned peer is asked alone") == 1
+    )
 
 
 def test_without_peers_the_reason_is_told(release, options, tracker, tmp_path):
@@ -325,8 +352,26 @@ def test_a_torrent_under_the_name_of_a_known_release_is_refused(make_release, op
         fetch(resolve_source(str(fake.torrent)), tmp_path / "out", options())
 
 
-@pytest.mark.parametrize("flags", ["v2_only", "hybrid"])
-def test_v2_and_hybrid_torrents_are_fetched_and_proven(release, options, tmp_path, flags):
+def test_the_ends_of_files_are_known_in_every_form_of_torrent(release):
+    """v1 pieces run across files, those of v2 do not; padding has no ends."""
+    length = release.meta.piece_length
+    assert ends_of(release.meta) == {
+        "RELEASE": {0}, "consolidated.00.pth": {0, 1, 2, 42, 43, 44, 45}, "params.json": {45},
+        "tokenizer.model": {45, 48},
+    }  # fmt: skip
+    files = (TorrentFile(("a",), 0, length + 1), TorrentFile(("b",), length + 1, 5))
+    v2 = replace(release.meta, pieces=b"", files=files)
+    assert ends_of(v2) == {"a": {0, 1}, "b": {2}}
+    padded = (files[0], TorrentFile((".pad", "1"), length + 1, length - 1, pad=True),
+              TorrentFile(("b",), 2 * length, 5))  # fmt: skip
+    assert ends_of(replace(release.meta, files=padded)) == {"a": {0, 1}, "b": {2}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "link"),
+    [("v2_only", "btmh"), ("hybrid", "both"), ("hybrid", "btih"), ("hybrid", "btmh")],
+)
+def test_v2_and_hybrid_torrents_are_fetched_and_proven(release, options, tmp_path, flags, link):
     import libtorrent as lt
 
     kinds = {"v2_only": lt.create_torrent.v2_only, "hybrid": 0}
@@ -339,7 +384,9 @@ def test_v2_and_hybrid_torrents_are_fetched_and_proven(release, options, tmp_pat
     torrent, out = tmp_path / "v2.torrent", tmp_path / "out"
     torrent.write_bytes(lt.bencode(creator.generate()))
     meta = resolve_source(str(torrent)).meta
-    magnet = format_magnet(Magnet(meta.info_hash, meta.info_hash_v2, meta.name))
+    v1 = None if link == "btmh" else meta.info_hash
+    v2 = None if link == "btih" else meta.info_hash_v2
+    magnet = format_magnet(Magnet(v1, v2, meta.name))
     with seed(torrent, release.folder) as peer:
         fetch(resolve_source(magnet), out, options(peer))
         _flip(out / "consolidated.00.pth")

@@ -26,6 +26,7 @@ from moetool.release.torrent.alerts import raise_disk_errors
 from moetool.release.torrent.download import Stay
 from moetool.release.torrent.layers import with_layers
 from moetool.release.torrent.profile import SwarmOptions
+from moetool.release.torrent.selection import selected
 from moetool.release.torrent.session import Swarm
 
 if TYPE_CHECKING:
@@ -52,13 +53,16 @@ class SeedOptions:
     trackers: tuple[str, ...] = ()
     dht: bool = True
     max_up: int = 0
+    encryption: str = "allow"
+    ipv6: bool = True
     ratio: float | None = None
     time_s: float | None = None
 
     @property
     def interfaces(self) -> str:
         """In libtorrent's spelling (listen_interfaces)."""
-        hosts = [self.host] if self.host else ["0.0.0.0", "::"]  # noqa: S104  # a seed is for all
+        everywhere = ["0.0.0.0", "::"] if self.ipv6 else ["0.0.0.0"]  # noqa: S104  # a seed is for all
+        hosts = [self.host] if self.host else everywhere
         return ",".join(f"{_bracketed(host)}:{self.port}" for host in hosts)
 
 
@@ -121,6 +125,12 @@ def find_torrent(path: Path, given: Path | None) -> tuple[Metainfo, Path]:
             f"{near.hashes[0]}, in {beside.name}",
             where=str(path),
             hint="choose with --torrent; the record of a fetch is .moetool/release.torrent",
+        )
+    if recorded and selected(recorded) is not None:
+        raise UsageFault(
+            "only some files of the release were fetched; seeding wants all of them",
+            where=str(path),
+            hint="fetch it into the same folder by a link without so=",
         )
     found = near or recorded  # the same; the file has piece layers, the record may have none
     if found is None:
@@ -208,7 +218,10 @@ def seed(
 @contextmanager
 def _listening(options: SeedOptions, trackers: tuple[str, ...]) -> Iterator[tuple[Swarm, int]]:
     """A session that has its port, and a closed door."""
-    with Swarm(SwarmOptions(trackers=trackers, dht=options.dht)) as swarm:
+    reach = SwarmOptions(
+        trackers=trackers, dht=options.dht, encryption=options.encryption, ipv6=options.ipv6
+    )
+    with Swarm(reach) as swarm:
         swarm.session.apply_settings(
             {
                 "listen_interfaces": options.interfaces,

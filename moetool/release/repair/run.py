@@ -222,7 +222,7 @@ class _Repair:
                 self._mend(batch, self._scratch_copy(), "swarm")
                 count = sum(item.healed_by is not None for item in self.found.values())
                 said = f"{count} of {len(self.found)} bad pieces were healed before, and stay so"
-                findings = (said, *self.notes)
+                findings = (said, *self.notes, *error.findings)
                 raise type(error)(error.what, hint=error.hint, findings=findings) from error
             left = self._mend(batch, self._scratch_copy(), "swarm")
             shutil.rmtree(self.scratch)
@@ -243,7 +243,7 @@ class _Repair:
 
         def tell(progress: Progress) -> None:
             done = min(max(0, progress.bytes_done - held), total)
-            self.on_progress(replace(progress, bytes_done=done, bytes_total=total))
+            self.on_progress(replace(progress, bytes_done=done, bytes_total=total, ends=()))
 
         fill_out(self.meta, self.scratch)
         try:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from moetool.release.pieces import count_pieces
+from moetool.release.pieces import count_pieces, ends_of
 from moetool.release.resume import fill_out
 from moetool.release.torrent.alerts import Seen, progress_of, raise_disk_errors, stalled
+from moetool.release.torrent.doctor import Diagnosis, Remedy, diagnose
+from moetool.release.torrent.selection import wanted_pieces
 from moetool.release.torrent.session import Swarm, load
-from moetool.release.torrent.watch import Decision, Peer, Progress, Watchdog, why_nothing_comes
+from moetool.release.torrent.watch import Decision, Peer, Progress, Sample, Watchdog
+from moetool.release.torrent.web_seeds import WebSeedCheck, addresses_of
 
 if TYPE_CHECKING:
     import libtorrent as lt
 
     from moetool.release.torrent.metainfo import Metainfo
 
-URGENT = 7  # libtorrent's highest priority of a piece
+_WITHOUT_WEB_SEEDS = "a piece was bad while web seeds gave some: going on with peers alone"
+NOTE_AFTER_S = 2.0  # of silence; who is just met has said nothing yet
+URGENT, _USUAL = 7, 4  # libtorrent's highest priority of a piece, and its default
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,27 @@ def download(
 ) -> Downloaded:
     """Download into ``folder`` what ``have`` does not name (a bool a piece; empty: look).
 
+    Both ends of every file come first: a header lies there, and what has one can be inspected.
+
     Raises:
         NoRoomOnDisk, SystemFault: a file could not grow, or the machine said no otherwise.
         Stalled: no piece came for the stall timeout; says why.
     """
-    stay = Stay(swarm, meta, folder, on_progress)
+    stay = Stay(swarm, meta, folder, on_progress, _ends_first(meta))
     stay.join(have)
     stay.wait(lambda status: stay.seen.finished or status.is_seeding)
     swarm.session.remove_torrent(stay.handle)
     return stay.took()
+
+
+def _ends_first(meta: Metainfo) -> list[int]:
+    """The priorities of all pieces, those at the ends of files higher; 0 of absent files."""
+    priorities = [0] * count_pieces(meta)
+    for index in wanted_pieces(meta):
+        priorities[index] = _USUAL
+    for index in chain.from_iterable(ends_of(meta).values()):
+        priorities[index] = URGENT
+    return priorities
 
 
 def single_pieces(
@@ -80,12 +95,15 @@ class Stay:
     seen: Seen = field(init=False)
     handle: Any = None
     _dog: Watchdog = field(init=False)
+    _ends: dict[str, frozenset[int]] = field(init=False)
     _web_seeds: tuple[str, ...] = field(init=False)
+    _check: WebSeedCheck = field(default_factory=WebSeedCheck)
     _spent: int = 0  # payload bytes before it was joined anew
     _came: int = 0
 
     def __post_init__(self) -> None:
         self.seen = Seen(met=set(self.swarm.met))
+        self._ends = ends_of(self.meta)
         self._web_seeds = self.swarm.options.web_seeds
         self._dog = Watchdog(self.swarm.options.stall_timeout_s, self.swarm.options.rejoin_after_s)
 
@@ -95,13 +113,16 @@ class Stay:
 
         options, dog, session = self.swarm.options, self._dog, self.swarm.session
         adding = load(self.meta, self.folder)
-        adding.flags = lt.torrent_flags.update_subscribe
-        adding.download_limit = options.max_down
+        adding.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
+        adding.download_limit = options.max_down  # the session's do not hold for a LAN
+        adding.upload_limit = options.max_up
         if any(have):
             adding.have_pieces = list(have)
             fill_out(self.meta, self.folder)
         if self.priorities is not None:
             adding.piece_priorities = self.priorities
+        if self.handle is None and options.proxy is None:  # no way around the proxy
+            self._check.begin(self._web_seeds, self.meta)
         if dog.asked is not None:
             flags = lt.torrent_flags
             adding.flags |= flags.disable_dht | flags.disable_pex | flags.disable_lsd
@@ -136,29 +157,43 @@ class Stay:
         """
         swarm, dog = self.swarm, self._dog
         while True:
-            for alert in swarm.alerts(self.handle):
-                raise_disk_errors(alert, self.folder, self.meta)
-                self.seen.take(alert, dog)
-            status = self.handle.status()
-            sample = swarm.sample(self.handle, self.seen, banned=len(dog.banned))
-            self._came = sample.payload
+            status, sample = self._look()
             if is_done(status):
                 return
-            self.on_progress(progress_of(status, self.meta, why_nothing_comes(sample)))
-            swarm.try_harder(self.handle, sample, dog)
+            why = diagnose(sample)
+            quiet = dog.quiet_s(sample.now_s) >= NOTE_AFTER_S
+            now = self._at_ends(progress_of(status, self.meta, why if quiet else None))
+            self.on_progress(now)
+            swarm.call_again(sample, self.handle, dog)
             if self._must_drop_web_seeds():
+                self.on_progress(replace(now, told=_WITHOUT_WEB_SEEDS))
                 self._rejoin(status)
                 continue
-            match dog.judge(sample):
+            decision = dog.judge(sample)
+            for told in self._treat(why, sample, decision):
+                self.on_progress(replace(now, told=told))
+            match decision:
                 case Decision.GIVE_UP:
-                    raise stalled(sample, swarm.options.stall_timeout_s)
+                    raise stalled(sample, swarm.options.stall_timeout_s, swarm.doctor)
                 case Decision.QUESTION:
                     dog.next_suspect(sample.now_s)
+                case Decision.SINGLE:
+                    dog.single(self._present(), sample.now_s)
                 case Decision.REJOIN:
                     dog.rejoined(sample.now_s)
                 case Decision.GO_ON:
                     continue
             self._rejoin(status)
+
+    def _look(self) -> tuple[lt.torrent_status, Sample]:
+        """Wait a tick; what can be seen then."""
+        for alert in self.swarm.alerts(self.handle):
+            raise_disk_errors(alert, self.folder, self.meta)
+            self.seen.take(alert, self._dog)
+        status = self.handle.status()
+        sample = self.swarm.sample(self.handle, self.seen, banned=len(self._dog.banned))
+        self._came = sample.payload
+        return status, replace(sample, web_seed_faults=tuple(self._check.faults.values()))
 
     def _rejoin(self, status: lt.torrent_status) -> None:
         self._spent += self._came
@@ -172,12 +207,39 @@ class Stay:
         """
         if not self._web_seeds or not self._dog.suspects:
             return False
-        if self.seen.met.union(self.swarm.options.peers) <= _addresses(self._web_seeds):
+        options = self.swarm.options
+        # A proxy asks for the addresses itself; nobody else is to hear the names.
+        known = addresses_of(self._web_seeds) if options.proxy is None else set()
+        if self.seen.met.union(options.peers) <= known:
             self._dog.convict()
             return False
         self._dog.forgive()
         self._web_seeds = ()
+        self.swarm.doctor.use(Remedy.LEAVE_OUT)
         return True
+
+    def _at_ends(self, now: Progress) -> Progress:
+        """The progress with the files of which both ends are here."""
+        here = {index for index, is_here in enumerate(now.have) if is_here}
+        ends = tuple(path for path, some in self._ends.items() if some <= here)
+        return replace(now, ends=ends, folder=self.folder)
+
+    def _treat(self, why: Diagnosis, sample: Sample, decision: Decision) -> Iterator[str]:
+        """Do what helps against the silence, if anything does; the lines to be told of it."""
+        doctor = self.swarm.doctor
+        yield from self.swarm.treat(why, self._dog.quiet_s(sample.now_s))
+        for url in self._check.useless.intersection(self._web_seeds):
+            self.handle.remove_url_seed(url)
+            self._web_seeds = tuple(other for other in self._web_seeds if other != url)
+            doctor.use(Remedy.LEAVE_OUT)
+            yield f"a web seed is left out: {self._check.faults[url]}"
+        used = {Decision.QUESTION: Remedy.QUESTION, Decision.SINGLE: Remedy.SINGLE}.get(decision)
+        if used and (told := doctor.use(used)):
+            yield told
+
+    def _present(self) -> list[Peer]:
+        """The peers that are connected now."""
+        return [peer.ip for peer in self.handle.get_peer_info()]
 
     def rested(self) -> None:
         """Begin to wait anew: for a while nothing was asked for, so nothing could come."""
@@ -187,15 +249,3 @@ class Stay:
         """What it took so far."""
         banned = tuple(sorted(self._dog.banned))
         return Downloaded(self._spent + self._came, banned, self.seen.failed_pieces)
-
-
-def _addresses(urls: Sequence[str]) -> set[Peer]:
-    """What web seeds are called where they are spoken of as peers."""
-    found: set[Peer] = set()
-    for url in urls:
-        with suppress(OSError, ValueError):  # a name that nobody knows gave nothing either
-            parts = urlsplit(url)
-            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-            places = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-            found |= {(str(place[4][0]), port) for place in places}
-    return found

@@ -35,13 +35,17 @@ Part = Extent | int  # bytes of a file, or so many zeros that lie nowhere
 
 @dataclass(frozen=True, slots=True)
 class TorrentFile:
-    """A file of a torrent; ``offset`` counts in the stream of all files that v1 pieces cut."""
+    """A file of a torrent; ``offset`` counts in the stream of all files that v1 pieces cut.
+
+    ``absent`` files were not selected (see `selection`): like padding they never lie on disk.
+    """
 
     parts: tuple[str, ...]
     offset: int
     nbytes: int
     pad: bool = False
     root: bytes | None = None
+    absent: bool = False
 
     @property
     def path(self) -> str:
@@ -67,7 +71,7 @@ class Metainfo:
     @property
     def nbytes(self) -> int:
         """The bytes that will lie on disk; pad files never do."""
-        return sum(file.nbytes for file in self.files if not file.pad)
+        return sum(self.file_sizes(Path()).values())
 
     @property
     def hashes(self) -> tuple[str, ...]:
@@ -81,7 +85,8 @@ class Metainfo:
 
     def file_sizes(self, folder: Path) -> dict[Path, int]:
         """The promised size of each file, with the paths below ``folder``."""
-        return {folder / file.path: file.nbytes for file in self.files if not file.pad}
+        here = (file for file in self.files if not file.pad and not file.absent)
+        return {folder / file.path: file.nbytes for file in here}
 
     def to_torrent(self) -> bytes:
         """A .torrent file of the info dict as it was received, byte for byte."""
@@ -122,7 +127,7 @@ def claims(meta: Metainfo, folder: Path) -> Iterator[Claim]:
     yield from piece_claims(meta, folder)
     layers = dict(meta.piece_layers)
     for file in meta.files:
-        if file.root is None or file.nbytes == 0:
+        if file.root is None or file.nbytes == 0 or file.absent:
             continue
         path = folder / file.path
         for index, root in enumerate(_whole_piece_roots(file, layers, meta.piece_length)):
@@ -162,7 +167,7 @@ def piece_parts(meta: Metainfo, folder: Path) -> Iterator[tuple[Part, ...]]:
             file = files[at]
             low, high = max(start, file.offset), min(stop, file.offset + file.nbytes)
             on_disk = Extent(folder / file.path, low - file.offset, high - low)
-            parts.append(high - low if file.pad else on_disk)
+            parts.append(high - low if file.pad or file.absent else on_disk)
             at += 1
         yield tuple(parts)
 

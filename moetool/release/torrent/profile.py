@@ -3,16 +3,20 @@
 uTP off at first   two libtorrents reach 5 MB/s with it and 420 MB/s without, on one machine
 posix disk         the default says "piece finished" before the bytes can be read in the file
 long queues        500 requests of 16 KiB cap one peer at 164 MB/s where it is 50 ms away
+proxy              DHT, uTP and the port are off: they would go around it
 no incoming        nobody can connect to us unless a port is given; UPnP, NAT-PMP, LSD are off
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from moetool import __version__
 from moetool.release.torrent.watch import REJOIN_AFTER_S, Peer
+
+WEB_REQUEST_NBYTES = 16 << 20
+"""A web seed is asked for no more at once: smaller files come whole, also without ranges."""
 
 _ROUTERS = (
     "dht.libtorrent.org:25401,router.bittorrent.com:6881,"
@@ -25,12 +29,36 @@ _GIVE_NOTHING = {
 }  # fmt: skip
 
 
+# libtorrent's proxy_type, with and without a name and a password.
+_PROXIES = {
+    ("socks5", False): 2, ("socks5", True): 3, ("http", False): 4, ("http", True): 5,
+}  # fmt: skip
+
+# Policies 0 forced, 1 enabled, 2 disabled; levels 2 the whole stream (RC4), 3 the handshake may do.
+_ENCRYPTION = {
+    word: {"in_enc_policy": policy, "out_enc_policy": policy, "allowed_enc_level": level}
+    for word, policy, level in (("allow", 1, 3), ("require", 0, 2), ("off", 2, 3))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy through which everything goes: ``kind`` is socks5 or http."""
+
+    kind: str
+    host: str
+    port: int
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class SwarmOptions:
-    """How to reach the swarm; times in seconds, ``max_down`` in bytes per second (0: no limit).
+    """How to reach the swarm; times in seconds, rates in bytes per second (0: no limit).
 
     ``port`` 0 means that nobody can connect to us; peers are then only those that we connect to.
     ``gives`` False means that nobody gets anything from us: for files that are holes in part.
+    ``encryption`` is allow, require or off; ``interface`` is a name or a numeric address.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -38,6 +66,11 @@ class SwarmOptions:
     web_seeds: tuple[str, ...] = ()
     port: int = 0
     max_down: int = 0
+    max_up: int = 0
+    proxy: Proxy | None = None
+    encryption: str = "allow"
+    ipv6: bool = True
+    interface: str | None = None
     dht: bool = True
     gives: bool = True
     metadata_timeout_s: float = 120.0
@@ -49,11 +82,14 @@ def profile(options: SwarmOptions) -> dict[str, Any]:
     """The session's settings, by libtorrent's names (include/libtorrent/settings_pack.hpp)."""
     return {
         "user_agent": f"moetool/{__version__}",
-        "listen_interfaces": f"0.0.0.0:{options.port},[::]:{options.port}",
+        "listen_interfaces": _interfaces(options),
+        "outgoing_interfaces": options.interface or "",
+        "max_retry_port_bind": 0,  # another port than the one asked for is none
+        "listen_system_port_fallback": False,
         "enable_incoming_tcp": bool(options.port),
         "enable_incoming_utp": bool(options.port),
         "enable_outgoing_utp": False,
-        "enable_dht": options.dht,
+        "enable_dht": options.dht and options.proxy is None,
         "enable_lsd": False,
         "enable_upnp": False,
         "enable_natpmp": False,
@@ -72,7 +108,39 @@ def profile(options: SwarmOptions) -> dict[str, Any]:
         "stop_tracker_timeout": 1,
         "allow_multiple_connections_per_ip": any(_is_loopback(peer) for peer in options.peers),
         "alert_queue_size": 20_000,
+        "urlseed_max_request_bytes": WEB_REQUEST_NBYTES,
+        **_ENCRYPTION[options.encryption],
         **({} if options.gives else _GIVE_NOTHING),
+        **(_through(options.proxy) if options.proxy else {}),
+    }
+
+
+def _interfaces(options: SwarmOptions) -> str:
+    """Where to listen, in libtorrent's spelling; also what goes out begins there."""
+    if options.interface:
+        hosts = [f"[{options.interface}]" if ":" in options.interface else options.interface]
+    else:
+        hosts = ["0.0.0.0", "[::]"] if options.ipv6 else ["0.0.0.0"]  # noqa: S104  # see `port`
+    return ",".join(f"{host}:{options.port}" for host in hosts)
+
+
+def _through(proxy: Proxy) -> dict[str, Any]:
+    """Everything through a proxy, names too; what it cannot carry is off, for it would go around.
+
+    The DHT asks for the addresses of its first nodes by itself, and uTP is UDP.
+    """
+    return {
+        "proxy_type": _PROXIES[proxy.kind, bool(proxy.user)],
+        "proxy_hostname": proxy.host,
+        "proxy_port": proxy.port,
+        "proxy_username": proxy.user,
+        "proxy_password": proxy.password,
+        "proxy_peer_connections": True,
+        "proxy_tracker_connections": True,
+        "proxy_hostnames": True,
+        "enable_dht": False,
+        "enable_incoming_tcp": False,
+        "enable_incoming_utp": False,
     }
 
 

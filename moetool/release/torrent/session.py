@@ -19,16 +19,20 @@ from typing import TYPE_CHECKING, Any, Self
 from moetool.errors import HostileTorrent, MetadataTimeout
 from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.torrent.alerts import Seen, raise_listen_errors
+from moetool.release.torrent.doctor import Doctor, Remedy, diagnose, findings
 from moetool.release.torrent.metainfo import MAX_INFO_NBYTES, Metainfo
 from moetool.release.torrent.profile import SwarmOptions, profile
-from moetool.release.torrent.watch import Peer, Progress, Sample, Watchdog, why_nothing_comes
+from moetool.release.torrent.watch import Peer, Progress, Sample, Watchdog
 
 if TYPE_CHECKING:
     import libtorrent as lt
 
+    from moetool.release.torrent.doctor import Diagnosis
+
 TICK_MS = 200  # libtorrent's wait does not return on a signal
-UTP_AFTER_S = 20.0
 CALL_AGAIN_S = 3.0
+_USUAL = 4  # libtorrent's default priority
+_CHOKES, _WANTED = 8, 1  # peer_info: remote_choked, interesting
 
 
 class Swarm:
@@ -36,9 +40,11 @@ class Swarm:
 
     def __init__(self, options: SwarmOptions) -> None:
         self.options = options
-        self._started_s = self._called_s = time.monotonic()
+        self._called_s = time.monotonic()
         self._received: dict[lt.torrent_handle, int] = {}
+        self._payload = -1
         self.met: set[Peer] = set()  # those that gave metadata are called for pieces at once
+        self.doctor = Doctor(options.rejoin_after_s)
 
     def __enter__(self) -> Self:
         return self
@@ -55,7 +61,10 @@ class Swarm:
     @cached_property
     def session(self) -> lt.session:
         """Opened when it is first needed: a release that is here already needs no network."""
-        return open_session(profile(self.options))
+        session = open_session(profile(self.options))
+        if not self.options.ipv6:
+            session.set_ip_filter(_no_ipv6())
+        return session
 
     def metadata(self, magnet: Magnet, on_progress: Callable[[Progress], None]) -> bytes:
         """Get the raw info dict that belongs to the info-hash; nothing is written beside it.
@@ -68,7 +77,8 @@ class Swarm:
 
         adding = lt.parse_magnet_uri(format_magnet(replace(magnet, web_seeds=(), peers=())))
         adding.trackers = list(self.options.trackers)
-        adding.flags = lt.torrent_flags.upload_mode | lt.torrent_flags.default_dont_download
+        flags = lt.torrent_flags
+        adding.flags = flags.upload_mode | flags.default_dont_download | flags.apply_ip_filter
         # libtorrent makes symbolic links of a torrent as soon as it knows of them.
         with tempfile.TemporaryDirectory(prefix="moetool-") as folder:
             adding.save_path = folder
@@ -85,18 +95,26 @@ class Swarm:
         self, handle: lt.torrent_handle, on_progress: Callable[[Progress], None]
     ) -> bytes:
         began, seen = time.monotonic(), Seen(met=self.met)
+        self._listen_to_handshakes(wanted=True)
         while not seen.metadata:
             for alert in self.alerts(handle):
                 seen.take(alert)
-            sample = self.sample(handle, seen)
-            if sample.now_s - began > self.options.metadata_timeout_s:
+            sample = replace(self.sample(handle, seen), wants_metadata=True)
+            waited_s = sample.now_s - began
+            why = diagnose(sample)
+            if waited_s > self.options.metadata_timeout_s:
                 raise MetadataTimeout(
                     f"no peer gave the metadata in {self.options.metadata_timeout_s:.0f} s: "
-                    f"{why_nothing_comes(sample)}",
-                    hint="add --tracker or --peer, give a .torrent file, or try again later",
+                    f"{why.words}",
+                    hint=why.advice,
+                    findings=findings(sample, self.doctor),
                 )
-            self.try_harder(handle, sample)
-            on_progress(Progress("metadata", peers=sample.peers, note=why_nothing_comes(sample)))
+            self.call_again(sample, handle)
+            now = Progress("metadata", peers=sample.peers, note=why.words, cause=why.cause)
+            for told in self.treat(why, waited_s):
+                on_progress(replace(now, told=told))
+            on_progress(now)
+        self._listen_to_handshakes(wanted=False)
         info = handle.torrent_file()
         assert info is not None  # the alert said so
         return bytes(info.info_section())
@@ -120,11 +138,10 @@ class Swarm:
                 yield alert
 
     def sample(self, handle: lt.torrent_handle, seen: Seen, banned: int = 0) -> Sample:
-        """What can be seen of the swarm now."""
+        """What can be seen of the swarm now; closer while nothing comes."""
         status = handle.status()
         self._received[handle] = status.total_download
-        dht = self.session.status().dht_nodes if self.options.dht else None
-        return Sample(
+        sample = Sample(
             now_s=time.monotonic(),
             done=status.total_wanted_done,
             payload=status.total_payload_download,
@@ -132,23 +149,69 @@ class Swarm:
             seeds=status.num_seeds,
             availability=status.distributed_copies,
             trackers=len(self.options.trackers),
-            answered=len(seen.answered),
-            dht_nodes=dht,
+            dht_nodes=self.session.status().dht_nodes if self.options.dht else None,
             banned=banned,
+            known=status.list_peers,
+            proxied=self.options.proxy is not None,
         )
+        if sample.payload == self._payload:  # the rate falls to zero only seconds later
+            sample = _look_closer(sample, handle, status)
+        self._payload = sample.payload
+        return seen.add_to(sample, status.pieces)
 
-    def try_harder(
-        self, handle: lt.torrent_handle, sample: Sample, dog: Watchdog | None = None
+    def treat(self, why: Diagnosis, quiet_s: float) -> Iterator[str]:
+        """Let the doctor speak, and allow uTP where that may help; the lines to be told."""
+        if told := self.doctor.speak(why, quiet_s):
+            yield told
+        if self.options.proxy is None and self.doctor.wants_utp(why, quiet_s):
+            self.session.apply_settings({"enable_outgoing_utp": True})
+            yield self.doctor.use(Remedy.UTP)
+
+    def call_again(
+        self, sample: Sample, handle: lt.torrent_handle, dog: Watchdog | None = None
     ) -> None:
-        """Without peers: allow uTP, and try the named peers again, for libtorrent forgets them."""
+        """Without peers: try the named peers again, for libtorrent forgets them."""
         if sample.peers or (dog and dog.asked) or sample.now_s - self._called_s < CALL_AGAIN_S:
             return
-        if sample.now_s - self._started_s > UTP_AFTER_S:
-            self.session.apply_settings({"enable_outgoing_utp": True})
         self._called_s = sample.now_s
         for peer in self.options.peers:
             if dog is None or peer not in dog.guilty:
                 handle.connect_peer(peer)
+
+    def _listen_to_handshakes(self, *, wanted: bool) -> None:
+        """Have alerts of what peers say of themselves: nothing else tells why none has it."""
+        import libtorrent as lt
+
+        mask = _alert_mask() | (lt.alert_category.peer_log if wanted else 0)
+        self.session.apply_settings({"alert_mask": mask})
+
+
+def _look_closer(sample: Sample, handle: lt.torrent_handle, status: Any) -> Sample:  # noqa: ANN401  # as in `alerts`
+    """The sample with what is worth asking only while nothing comes."""
+    flags = [peer.flags for peer in handle.get_peer_info()] if sample.peers else []
+    choking = sum(bool(flag & _CHOKES) and bool(flag & _WANTED) for flag in flags)
+    lacking: tuple[int, ...] = ()
+    if 0 <= sample.availability < 1 and not sample.seeds and status.pieces:
+        wanted = handle.get_piece_priorities()
+        copies = enumerate(handle.piece_availability())
+        lacking = tuple(i for i, n in copies if not n and wanted[i] and not status.pieces[i])
+    return replace(sample, choking=choking, lacking=lacking)
+
+
+def _alert_mask() -> int:
+    import libtorrent as lt
+
+    of = lt.alert_category
+    return of.error | of.status | of.storage | of.tracker | of.connect | of.peer
+
+
+def _no_ipv6() -> lt.ip_filter:
+    """A filter that lets nobody through who has an IPv6 address."""
+    import libtorrent as lt
+
+    closed = lt.ip_filter()
+    closed.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1)
+    return closed
 
 
 def open_session(settings: dict[str, Any]) -> lt.session:
@@ -156,15 +219,7 @@ def open_session(settings: dict[str, Any]) -> lt.session:
     import libtorrent as lt
 
     params = lt.session_params()
-    category = lt.alert_category
-    settings["alert_mask"] = (
-        category.error
-        | category.status
-        | category.storage
-        | category.tracker
-        | category.connect
-        | category.peer
-    )
+    settings["alert_mask"] = _alert_mask()
     params.settings = settings  # type: ignore[assignment]  # the stub wants a TypedDict
     params.disk_io_constructor = "posix_disk_io_constructor"
     return lt.session(params)
@@ -188,15 +243,20 @@ def load(meta: Metainfo, folder: Path) -> lt.add_torrent_params:
     layout = adding.ti.layout()
     pad = lt.file_flags_t.flag_pad_file
     indices = [i for i in range(layout.num_files()) if not layout.file_flags(i) & pad]
-    judged = [file.path for file in meta.files if not file.pad]
+    absent = {file.path: file.absent for file in meta.files if not file.pad}
     below = [layout.file_path(index).removeprefix(f"{meta.name}/") for index in indices]
-    if sorted(below) != sorted(judged):
-        odd = sorted(set(below) ^ set(judged))
+    if sorted(below) != sorted(absent):
+        odd = sorted(set(below) ^ set(absent))
         raise HostileTorrent(
             "the names would be changed on the way to the disk",
             findings=tuple(ascii(name) for name in odd),
         )
     adding.renamed_files = dict(zip(indices, below, strict=True))
+    if any(absent.values()):  # what pieces hold of them goes into a hidden file beside
+        priorities = [_USUAL] * layout.num_files()
+        for index, path in zip(indices, below, strict=True):
+            priorities[index] = 0 if absent[path] else _USUAL
+        adding.file_priorities = priorities
     adding.save_path = str(folder)
     adding.storage_mode = lt.storage_mode_t.storage_mode_sparse
     return adding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moetool.release.torrent.watch import Decision, Sample, Watchdog, why_nothing_comes
+from moetool.release.torrent.watch import Decision, Sample, Watchdog
 
 GOOD, EVIL = ("10.0.0.1", 1), ("10.0.0.2", 2)
 
@@ -69,15 +69,29 @@ def test_who_was_found_guilty_is_not_questioned_again(dog):
     assert dog.guilty == {EVIL}
 
 
-@pytest.mark.parametrize(
-    ("sample", "words"),
-    [
-        (Sample(0, trackers=2, dht_nodes=0), "0 peers, 0 of 2 trackers answered, 0 DHT nodes"),
-        (Sample(0), "0 peers, no trackers, DHT is off"),
-        (Sample(0, peers=3, availability=0.97), "together they hold 97% of one copy"),
-        (Sample(0, peers=3, seeds=1, availability=0.5), "3 peers, 1 of them seeds"),
-        (Sample(0, banned=2), "2 peers sent bad pieces and are banned"),
-    ],
-)
-def test_the_reason_is_told_in_words(sample, words):
-    assert words in why_nothing_comes(sample)
+def test_a_piece_that_fails_again_and_again_makes_each_peer_be_asked_alone(dog):
+    """Nobody was banned, bytes come, and yet nothing is got: somebody spoils the piece."""
+    dog.judge(Sample(now_s=0, done=5, payload=5))
+    for times in (1, 2, 3):
+        dog.hash_failed(times)
+        assert dog.judge(Sample(now_s=9 * times, done=5, payload=5 + times)) is Decision.GO_ON
+    assert dog.judge(Sample(now_s=30, done=5, payload=9)) is Decision.SINGLE
+    assert dog.single([EVIL, GOOD], 30) == GOOD
+    assert dog.banned == set()  # a suspicion of ours is no ban
+    assert dog.judge(Sample(now_s=31, done=6, payload=1)) is Decision.GO_ON
+    assert dog.judge(Sample(now_s=61, done=6, payload=1)) is Decision.QUESTION
+    assert dog.next_suspect(61) == EVIL
+    dog.hash_failed()
+    assert dog.judge(Sample(now_s=62, done=6, payload=1)) is Decision.REJOIN
+    dog.rejoined(62)
+    assert dog.banned == {EVIL}
+    for times in (1, 2, 3):
+        dog.hash_failed(times)
+    assert dog.judge(Sample(now_s=125, done=6, payload=2)) is Decision.GO_ON  # once is enough
+
+
+def test_a_piece_that_came_right_at_last_is_forgotten(dog):
+    dog.judge(Sample(now_s=0, done=5, payload=5))
+    dog.hash_failed(3)
+    dog.judge(Sample(now_s=1, done=6, payload=6))
+    assert dog.judge(Sample(now_s=50, done=6, payload=99)) is Decision.GO_ON

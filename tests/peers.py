@@ -1,0 +1,73 @@
+"""Peers of test swarms that keep to the first words of the protocol and then do as they like."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+
+from moetool.release.torrent.bencode import encode
+
+
+@dataclass(frozen=True)
+class FakePeer:
+    host: str
+    port: int
+    met: list  # addresses of those that came
+
+
+def _message(number, payload=b""):
+    return struct.pack(">IB", 1 + len(payload), number) + payload
+
+
+def _words(info_hash, extended, bitfield, unchoke):
+    yield b"\x13BitTorrent protocol" + bytes([0, 0, 0, 0, 0, 0x10, 0, 0])
+    yield bytes.fromhex(info_hash) + b"-XX0001-abcdefghijkl"
+    yield _message(20, b"\0" + encode(extended))
+    if bitfield:
+        yield _message(5, bitfield)
+    if unchoke:
+        yield _message(1)
+
+
+@contextlib.contextmanager
+def silent_peer(info_hash, *, extended=None, n_pieces=0, unchoke=True):
+    """A peer that says who it is and what it has, takes every request, and answers none.
+
+    ``extended`` is its extended handshake (BEP 10), ``n_pieces`` how many pieces it has.
+    """
+    bits = "1" * n_pieces + "0" * (-n_pieces % 8)
+    bitfield = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+    words = b"".join(_words(info_hash, extended or {b"m": {}}, bitfield, unchoke))
+    server = socket.create_server(("127.0.0.1", 0))
+    met, held = [], []
+
+    def serve():
+        while True:
+            try:
+                client, address = server.accept()
+            except OSError:  # closed
+                return
+            held.append(client)
+            threading.Thread(target=talk, args=(client, address), daemon=True).start()
+
+    def talk(client, address):
+        with contextlib.suppress(OSError):
+            if client.recv(20)[:1] != b"\x13":  # an encrypted handshake
+                client.close()
+                return
+            met.append(address)
+            client.sendall(words)
+            while client.recv(65536):
+                pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield FakePeer("127.0.0.1", server.getsockname()[1], met)
+    finally:
+        for each in (server, *held):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
