@@ -30,6 +30,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/inspect_remote.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/verify.py
+	$(BIN)/python benchmarks/fetch.py
 
 # Kills, failing calls, full disks, power cuts, flipped bits: the long form; the tests have a short one.
 faults: $(VENV)/.test

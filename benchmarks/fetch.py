@@ -1,0 +1,342 @@
+"""A fetch from one seeder on the loopback address, beside other clients; and a full check of it.
+
+    python benchmarks/fetch.py [--gib 1] [--rounds 3] [--where /dev/shm] [--only WORD ...]
+
+Rounds are interleaved: each runs every client once, on the same files and the same seeder. Goodput
+and CPU are those of whole processes, start and end included; ours hashes every byte once more
+after the download, the others do not. libtorrent as it is by default speaks uTP first, and is
+stopped after 15 s. transmission takes no peers of 127/8 and is not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moetool.release.torrent.bencode import encode
+from moetool.release.torrent.metainfo import piece_claims, read_torrent
+from moetool.release.verify.hashing import Wanted, read_digests
+
+PIECE = 4 << 20
+CHUNK = 1 << 20
+CAP_S = 15.0  # for libtorrent as it is by default
+
+SEEDER = """
+import sys, libtorrent as lt
+torrent, folder = sys.argv[1:]
+params = lt.session_params()
+params.settings = {"listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
+    "enable_upnp": False, "enable_natpmp": False, "allow_multiple_connections_per_ip": True,
+    "unchoke_slots_limit": -1, "max_allowed_in_request_queue": 4000,
+    "send_buffer_watermark": 8 << 20, "send_buffer_watermark_factor": 150,
+    "send_buffer_low_watermark": 1 << 20}
+params.disk_io_constructor = "posix_disk_io_constructor"
+session = lt.session(params)
+adding = lt.load_torrent_file(torrent)
+adding.save_path = folder
+adding.flags = lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
+session.add_torrent(adding)
+while not session.is_listening():
+    session.wait_for_alert(20)
+    session.pop_alerts()
+print(session.listen_port(), flush=True)
+sys.stdin.read()
+"""
+
+LIBTORRENT = """
+import json, sys, time, libtorrent as lt
+torrent, folder, port, utp, cap = sys.argv[1:]
+params = lt.session_params()
+params.settings = {"listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
+    "enable_upnp": False, "enable_natpmp": False, "allow_multiple_connections_per_ip": True,
+    "enable_outgoing_utp": utp == "utp"}
+session = lt.session(params)
+adding = lt.load_torrent_file(torrent)
+adding.save_path = folder
+adding.flags = lt.torrent_flags.update_subscribe
+handle = session.add_torrent(adding)
+handle.connect_peer(("127.0.0.1", int(port)))
+until = time.monotonic() + float(cap)
+while not handle.status().is_seeding and time.monotonic() < until:
+    session.wait_for_alert(50)
+    session.pop_alerts()
+print(json.dumps(handle.status().total_wanted_done))
+"""
+
+RECHECK = """
+import json, sys, time, libtorrent as lt
+torrent, folder = sys.argv[1:]
+params = lt.session_params()
+params.settings = {"listen_interfaces": "", "enable_dht": False}
+session = lt.session(params)
+adding = lt.load_torrent_file(torrent)
+adding.save_path = folder
+adding.flags = lt.torrent_flags.update_subscribe
+began = time.perf_counter()
+handle = session.add_torrent(adding)
+while not handle.status().is_seeding:
+    session.wait_for_alert(20)
+    session.pop_alerts()
+print(json.dumps(time.perf_counter() - began))
+"""
+
+DIGEST_AFTER = """
+import json, sys, time
+from pathlib import Path
+from moetool.release.fetch import fetch
+from moetool.release.live.arrivals import Arrivals
+from moetool.release.live.download import download_live
+from moetool.release.live.proof import Streams
+from moetool.release.source import resolve_source
+from moetool.release.torrent.profile import SwarmOptions
+from moetool.release.torrent.session import Swarm
+torrent, out, port, order = sys.argv[1:]
+source, out = resolve_source(torrent), Path(out)
+options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False)
+began = last = time.perf_counter()
+if order == "rarest":
+    def hear(progress):
+        global last
+        if progress.stage == "download":
+            last = time.perf_counter()
+    fetch(source, out, options, on_progress=hear)
+else:
+    out.mkdir()
+    arrivals = Arrivals(source.meta, out)
+    sizes = source.meta.file_sizes(out)
+    weights = {path: size for path, size in sizes.items() if path.suffix == ".pth"}
+    streams = Streams(arrivals, weights)
+    def on_piece():
+        global last
+        last = time.perf_counter()
+        streams.nudge()
+    with Swarm(options) as swarm:
+        download_live(swarm, arrivals, (), lambda _: None, on_piece=on_piece)
+    streams.advance()
+    assert all(streams.digests(path) for path in weights)
+    streams.close()
+print(json.dumps([last - began, time.perf_counter() - last]))
+"""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is served: its files lie in ``folder`` below the torrent's name."""
+
+    torrent: Path
+    folder: Path
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one client took: seconds, CPU seconds, peak RSS; and how many bytes it got."""
+
+    wall_s: float
+    cpu_s: float
+    rss: int
+    nbytes: int
+
+    def __str__(self) -> str:
+        gigabytes = self.nbytes / 1e9
+        return (
+            f"{self.nbytes / 1e6 / self.wall_s:6.1f} MB/s {self.cpu_s / gigabytes:6.2f} CPU s/GB "
+            f"{self.rss / 1e6:6.0f} MB RSS"
+        )
+
+
+def publish(where: Path, nbytes: int) -> Release:
+    """Random weights with RELEASE, and their torrent."""
+    folder = where / "published" / "synthetic"
+    folder.mkdir(parents=True)
+    weights = folder / "consolidated.00.pth"
+    whole = hashlib.md5()
+    with weights.open("wb") as file:
+        for _ in range(nbytes // CHUNK):
+            chunk = os.urandom(CHUNK)
+            whole.update(chunk)
+            file.write(chunk)
+    (folder / "RELEASE").write_text(f"{whole.hexdigest()}  {weights.name}\n")
+    paths = sorted(folder.iterdir())
+    pieces, left = bytearray(), b""
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(PIECE - len(left)):
+                left += chunk
+                if len(left) == PIECE:
+                    pieces += hashlib.sha1(left).digest()
+                    left = b""
+    pieces += hashlib.sha1(left).digest() if left else b""
+    info = {
+        b"name": folder.name.encode(),
+        b"piece length": PIECE,
+        b"files": [{b"length": p.stat().st_size, b"path": [p.name.encode()]} for p in paths],
+        b"pieces": bytes(pieces),
+    }
+    torrent = folder.with_name("synthetic.torrent")
+    torrent.write_bytes(encode({b"info": info}))
+    return Release(torrent, folder.parent, sum(p.stat().st_size for p in paths))
+
+
+@contextlib.contextmanager
+def seeding(release: Release) -> Iterator[int]:
+    """A seeder in a process of its own; gives its port."""
+    words = [sys.executable, "-c", SEEDER, release.torrent, release.folder]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield int(child.stdout.readline())
+        finally:
+            child.stdin.close()
+
+
+@contextlib.contextmanager
+def tracking(port: int) -> Iterator[str]:
+    """A tracker that names the seeder: aria2 takes peers from nowhere else."""
+    peers = socket.inet_aton("127.0.0.1") + struct.pack(">H", port)
+    body = encode({b"interval": 60, b"peers": peers})
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/announce"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def measured(words: list[object], work: Path, nbytes: int | None) -> Run:
+    """Run a client into an empty folder; without ``nbytes`` it says itself how many came."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    env = {**os.environ, "MOETOOL_HOME": str(work / "home")}
+    began = time.perf_counter()
+    child = subprocess.Popen(
+        [str(word) for word in words], cwd=work, env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    said = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - began
+    assert child.returncode == 0, words
+    got = json.loads(said) if nbytes is None else nbytes
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, got)
+
+
+def clients(release: Release, port: int, tracker: str, work: Path) -> dict[str, tuple]:
+    """By name how each client is run, and how many bytes it gets (None: it says so)."""
+    raw = [sys.executable, "-c", LIBTORRENT, release.torrent, work, port]
+    found = {
+        "moetool": (
+            [sys.executable, "-m", "moetool", "fetch", release.torrent, "--out", "copy", "--json",
+             "--no-dht", "--peer", f"127.0.0.1:{port}"],
+            release.nbytes,
+        ),
+        "libtorrent, uTP off": ([*raw, "tcp", 600], None),
+        "libtorrent, default": ([*raw, "utp", CAP_S], None),
+    }  # fmt: skip
+    if shutil.which("aria2c"):
+        found["aria2c"] = (
+            ["aria2c", "--no-conf", "--enable-dht=false", "--enable-dht6=false", "--quiet",
+             "--enable-peer-exchange=false", "--seed-time=0", "--file-allocation=none",
+             f"--bt-tracker={tracker}", "--interface=127.0.0.1", "--listen-port=20000-40000",
+             "-d", work / "copy", release.torrent],
+            release.nbytes,
+        )  # fmt: skip
+    return found
+
+
+def checks(release: Release) -> dict[str, float]:
+    """Seconds of a full check of the published files: ours on 1 and 2 threads, libtorrent's."""
+    meta = read_torrent(release.torrent.read_bytes())
+    claims = list(piece_claims(meta, release.folder / meta.name))
+    wanted = [Wanted(claim.extents, claim.digest.algorithm) for claim in claims]
+    found = {}
+    for threads in (1, 2):
+        began = time.perf_counter()
+        computed = read_digests(wanted, threads=threads)
+        found[f"check, ours, {threads} threads"] = time.perf_counter() - began
+        assert all(computed[w].hex == c.digest.hex for w, c in zip(wanted, claims, strict=True))
+    words = [sys.executable, "-c", RECHECK, str(release.torrent), str(release.folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found["check, libtorrent"] = json.loads(done.stdout)
+    return found
+
+
+def digest_after(release: Release, port: int, work: Path) -> dict[str, tuple[float, float]]:
+    """Seconds of the download, and from its last piece until RELEASE's md5 is ready."""
+    found = {}
+    for order in ("sequential", "rarest"):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        words = [sys.executable, "-c", DIGEST_AFTER, release.torrent, work / "copy", port, order]
+        done = subprocess.run(
+            [str(word) for word in words], capture_output=True, text=True, check=True,
+            env={**os.environ, "MOETOOL_HOME": str(work / "home")},
+        )  # fmt: skip
+        found[f"md5 after the last piece, {order}"] = tuple(json.loads(done.stdout))
+    return found
+
+
+def main() -> None:
+    """Print medians over the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--where", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--only", nargs="*", default=[], help="clients whose name has such a word")
+    options = parser.parse_args()
+    runs: dict[str, list[Run]] = defaultdict(list)
+    seconds: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory(dir=options.where, prefix="moetool-bench-") as name:
+        release = publish(Path(name), int(options.gib * 1024) * CHUNK)
+        work = Path(name) / "work"
+        with seeding(release) as port, tracking(port) as tracker:
+            for _ in range(options.rounds):
+                for label, (words, nbytes) in clients(release, port, tracker, work).items():
+                    if not options.only or any(word in label for word in options.only):
+                        runs[label].append(measured(words, work, nbytes))
+                if not options.only:
+                    for label, both in digest_after(release, port, work).items():
+                        seconds[label].append(both)
+                    for label, took in checks(release).items():
+                        seconds[label].append((took,))
+    print(f"{release.nbytes / 1e9:.2f} GB, pieces of {PIECE >> 20} MiB, medians of "
+          f"{options.rounds} rounds, {os.cpu_count()} cores")  # fmt: skip
+    for label, some in runs.items():
+        print(f"{label:36} {sorted(some, key=lambda run: run.nbytes / run.wall_s)[len(some) // 2]}")
+    for label, some in seconds.items():
+        last = statistics.median(times[-1] for times in some)
+        rate = f"{release.nbytes / 1e9 / last:6.2f} GB/s" if label.startswith("check") else ""
+        print(f"{label:36} {last:6.2f} s {rate}")
+
+
+if __name__ == "__main__":
+    main()
