@@ -166,3 +166,4 @@ def test_verify_and_inspect_know_of_the_selection(moetool, release, options, tmp
     moetool("verify", out, check=3)
     done = moetool("fetch", f"{release.magnet}&so=3", "--convert", "gguf", check=2)
     assert "hint: leave out --convert" in done.stderr
+    moetool("fetch", f"{release.magnet}&so=3", "--only", "router", check=2)
