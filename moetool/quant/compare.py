@@ -7,30 +7,33 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moetool.quant import decode
 from moetool.quant.quicker import or_compiled
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moetool.tensors import DType
+
 Sums = tuple[float, float, float, float]
 
 
-def compared(x_N: Tensor, made_N: Tensor) -> Sums:
-    """Sums of x * x, off * off and off * x where off = made - x, and the largest ``|off|``.
+def compared(x_N: Tensor, stored: Tensor, dtype: DType) -> Sums:
+    """Sums of x * x, off * off and off * x where off = what is stored - x, and the largest |off|.
 
-    Of float32, in float32 where it can hold the squares. Where a weight is NaN or infinite, the
-    last is not finite either.
+    Of float32 and the blocks that were made of it, uint8; in float32 where it can hold the squares.
+    Where a weight is NaN or infinite, the last is not finite either.
     """
-    sums = sums_of(x_N, made_N)
+    sums = sums_of(x_N, stored, dtype)
     if math.isfinite(sums[-1]) and not all(map(math.isfinite, sums)):
-        return _sums(x_N.double(), made_N.double())
+        return _sums(x_N.double(), decode(stored, dtype).double())
     return sums
 
 
 @or_compiled
-def sums_of(x_N: Tensor, made_N: Tensor) -> Sums:
+def sums_of(x_N: Tensor, stored: Tensor, dtype: DType) -> Sums:
     """`compared`, whose first three are not finite where squares are beyond float32."""
-    return _sums(x_N, made_N)
+    return _sums(x_N, decode(stored, dtype))
 
 
 def _sums(x_N: Tensor, made_N: Tensor) -> Sums:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from moetool.convert.casts import Tally
     from moetool.convert.ops import Cast
-    from moetool.tensors import Buffer, TensorInfo
+    from moetool.tensors import Buffer, DType, TensorInfo
 
 _LARGEST_HALF = 65504.0
 
@@ -111,7 +111,7 @@ def _quantise(piece: bytearray, columns: int, cast: Cast, importance: torch.Tens
     import torch
 
     from moetool.convert.stream import to_torch
-    from moetool.quant import decode, encode
+    from moetool.quant import encode
 
     rows = to_torch(piece, cast.source, (-1, columns)).float()
     if not math.isfinite(float(torch.dot(rows.flatten(), rows.flatten()))):
@@ -121,20 +121,21 @@ def _quantise(piece: bytearray, columns: int, cast: Cast, importance: torch.Tens
     stored = encode(rows, cast.target, importance).flatten()
     content = bytearray(stored.numel())
     torch.frombuffer(content, dtype=torch.uint8).copy_(stored)
-    error, n_beyond = _error(rows.flatten(), decode(stored, cast.target))
+    error, n_beyond = _error(rows.flatten(), stored, cast.target)
     return _Made(content, error, Unfit(n_beyond=n_beyond))
 
 
-def _error(x: torch.Tensor, made: torch.Tensor) -> tuple[BlockError, int]:
+def _error(x: torch.Tensor, stored: torch.Tensor, dtype: DType) -> tuple[BlockError, int]:
     """The error of a piece; and how many weights are lost, for they or others are too large."""
+    from moetool.quant import decode
     from moetool.quant.compare import compared
 
-    square, off_square, along, largest = compared(x, made)
+    square, off_square, along, largest = compared(x, stored, dtype)
     product = square + along  # of x and x + off
     made_square = product + along + off_square
     error = BlockError(x.numel(), square, off_square, made_square, product, largest)
     if largest <= _LARGEST_HALF / 2:  # false where it is NaN
         return error, 0
-    off = made - x
+    off = decode(stored, dtype) - x
     huge = (x.abs() > _LARGEST_HALF) & (off.abs() > x.abs() / 2)
     return error, int((huge | ~off.isfinite()).sum())
