@@ -87,7 +87,28 @@ class ByteSource(Protocol):
         ...
 
 
-class LocalFile:
+class Closing:
+    """Something that holds files open until it is closed, or until its ``with`` ends."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Close the files; closing twice is harmless."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LocalFile(Closing):
     """A `ByteSource` on a file, read by pread.
 
     Not by mmap: an I/O error or a truncation under a map kills the process with SIGBUS, while
@@ -161,17 +182,6 @@ class LocalFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def union(ranges: Iterable[Range]) -> list[Range]:

@@ -19,14 +19,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from moetool.errors import BadHeader, TruncatedFile
-from moetool.extents import Claim, Extent
+from moetool.extents import Claim, Closing, Extent
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from moetool.extents import ByteSource, LocalFile
 
 _PART = re.compile(r"(?P<whole>.*\.(?:pth|pt|safetensors|gguf))(?P<mark>-split|\.)(?P<number>\d+)")
@@ -162,7 +160,7 @@ class JoinedSource:
         return number, self._ends[number - 1] if number else 0
 
 
-class JoinedFile(JoinedSource):
+class JoinedFile(JoinedSource, Closing):
     """Parts on this machine, open until `close`."""
 
     __slots__ = ("_files",)
@@ -211,17 +209,6 @@ class JoinedFile(JoinedSource):
             length = min(end, self._ends[number]) - offset
             yield number, offset - start, length
             offset += length
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def on_disk(extent: Extent) -> Iterator[Extent]:

@@ -16,9 +16,10 @@ Readers take a `ByteSource`; only this module and `directory` open files, by `mo
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from moetool.errors import MoetoolError, UsageFault
+from moetool.extents import Closing
 from moetool.files import open_file
 from moetool.formats import gguf, pth, safetensors
 from moetool.formats.directory import find_files
@@ -33,7 +34,6 @@ from moetool.formats.zip64 import BEFORE_NBYTES, BEHIND_NBYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from moetool.extents import Extent
     from moetool.files import File
@@ -50,7 +50,7 @@ _READERS = {
 }
 
 
-class FileCheckpoint:
+class FileCheckpoint(Closing):
     """A `Checkpoint` in files that stay open until `close`.
 
     ``path`` is what was asked for, ``directory`` where params.json, config.json and
@@ -138,17 +138,6 @@ class FileCheckpoint:
         """Close the files; closing twice is harmless."""
         for source in self.sources.values():
             source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_checkpoint(path: Path) -> FileCheckpoint:
