@@ -174,18 +174,19 @@ def progress_of(status: Status, meta: Metainfo, why: Diagnosis | None) -> Progre
     """The progress that a status shows, and why nothing comes, where that is so."""
     rate = status.download_payload_rate
     left = status.total_wanted - status.total_wanted_done
+    have = status.pieces  # made anew each time it is asked for
     return Progress(
         stage="download",
         bytes_done=status.total_wanted_done,
         bytes_total=meta.nbytes,
         pieces_done=status.num_pieces,
-        pieces_total=len(status.pieces),
+        pieces_total=len(have),
         rate_bytes_s=rate,
         peers=status.num_peers,
         eta_s=left / rate if rate else None,
         note=why.words if why else "",
         cause=why.cause if why else "",
-        have=status.pieces,
+        have=have,
     )
 
 

@@ -191,7 +191,7 @@ class Stay:
             raise_disk_errors(alert, self.folder, self.meta)
             self.seen.take(alert, self._dog)
         status = self.handle.status()
-        sample = self.swarm.sample(self.handle, self.seen, banned=len(self._dog.banned))
+        sample = self.swarm.sample(self.handle, status, self.seen, banned=len(self._dog.banned))
         self._came = sample.payload
         return status, replace(sample, web_seed_faults=tuple(self._check.faults.values()))
 
@@ -220,8 +220,12 @@ class Stay:
 
     def _at_ends(self, now: Progress) -> Progress:
         """The progress with the files of which both ends are here."""
-        here = {index for index, is_here in enumerate(now.have) if is_here}
-        ends = tuple(path for path, some in self._ends.items() if some <= here)
+        have = now.have  # of some torrents not known at first: then nothing is here
+        ends = tuple(
+            path
+            for path, some in self._ends.items()
+            if all(index < len(have) and have[index] for index in some)
+        )
         return replace(now, ends=ends, folder=self.folder)
 
     def _treat(self, why: Diagnosis, sample: Sample, decision: Decision) -> Iterator[str]:

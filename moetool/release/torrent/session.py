@@ -99,7 +99,7 @@ class Swarm:
         while not seen.metadata:
             for alert in self.alerts(handle):
                 seen.take(alert)
-            sample = replace(self.sample(handle, seen), wants_metadata=True)
+            sample = replace(self.sample(handle, handle.status(), seen), wants_metadata=True)
             waited_s = sample.now_s - began
             why = diagnose(sample)
             if waited_s > self.options.metadata_timeout_s:
@@ -137,9 +137,10 @@ class Swarm:
                 raise_listen_errors(alert, self.options.port)
                 yield alert
 
-    def sample(self, handle: lt.torrent_handle, seen: Seen, banned: int = 0) -> Sample:
-        """What can be seen of the swarm now; closer while nothing comes."""
-        status = handle.status()
+    def sample(
+        self, handle: lt.torrent_handle, status: lt.torrent_status, seen: Seen, banned: int = 0
+    ) -> Sample:
+        """What can be seen of the swarm with this status; closer while nothing comes."""
         self._received[handle] = status.total_download
         sample = Sample(
             now_s=time.monotonic(),
