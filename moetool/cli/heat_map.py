@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from moetool.cli.console import safe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from moetool.cli.console import Console
 
 Values = Sequence[Sequence[float]]  # a row for each layer, a column for each expert
@@ -103,6 +105,15 @@ def svg(values: Values, layers: Sequence[int], title: str, legend: str) -> str:
             )
     parts += [*_scale_bar(height - BELOW + 12, largest, legend), "</svg>\n"]
     return "\n".join(parts)
+
+
+def drawn(
+    picture: Path, values: Values, layers: Sequence[int], title: str, legend: str
+) -> tuple[Path, bytes]:
+    """A heat map as the picture that its file's name asks for, .png or .svg."""
+    if picture.suffix == ".png":
+        return picture, png(values)
+    return picture, svg(values, layers, title, legend).encode()
 
 
 def _scale_bar(y: int, largest: float, legend: str) -> list[str]:

@@ -16,11 +16,16 @@ import hashlib
 import json
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moetool.cli.console import safe
 from moetool.errors import UsageFault
 from moetool.reports import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from moetool.cli.console import Console
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --paper: #ffffff; --line: #d5d5dc;
@@ -127,6 +132,15 @@ def check_target(path: Path | None, suffixes: tuple[str, ...]) -> None:
             where=str(path),
             hint="make the folder first, or name another file",
         )
+
+
+def write_targets(console: Console, files: Iterable[tuple[Path, bytes]]) -> None:
+    """Write what was asked for, each file whole or not at all, and say so."""
+    from moetool.durable import write_durably
+
+    for path, content in files:
+        write_durably(path, content)
+        console.note(f"wrote {safe(path)}")
 
 
 def _digest(text: str) -> str:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from moetool.cli.console import Console, safe
-from moetool.cli.heat_map import png, svg
+from moetool.cli.console import Console
+from moetool.cli.heat_map import drawn
 from moetool.cli.options import (
     JsonOption,
     PathArgument,
@@ -19,7 +19,7 @@ from moetool.cli.options import (
     parse_size,
     resolve,
 )
-from moetool.cli.page import check_target
+from moetool.cli.page import check_target, write_targets
 from moetool.cli.route_text import cache_cells, link_titles, render_route, shares
 from moetool.cli.running import (
     ComputeOption,
@@ -270,9 +270,8 @@ def _write(
     console: Console, report: RouteReport, traces: list[Trace], texts: Sequence[str],
     targets: tuple[Path | None, Path | None, tuple[Path, ...]],
 ) -> None:  # fmt: skip
-    """Write what was asked for, each file whole or not at all."""
+    """Write what was asked for."""
     from moetool.cli.route_page import route_page
-    from moetool.durable import write_durably
     from moetool.experts.routing_file import to_npz
 
     out, html, pictures = targets
@@ -284,10 +283,7 @@ def _write(
         cache = link_titles(report), [cache_cells(row) for row in report.cache]
         files.append((html, route_page(report, traces[0], texts, other, cache).encode()))
     layers = [layer.layer for layer in report.layers]
-    for picture in pictures:
-        title = f"who reads {report.n_tokens} tokens"
-        drawn = svg(shares(report), layers, title, "share of tokens").encode()
-        files.append((picture, png(shares(report)) if picture.suffix == ".png" else drawn))
-    for path, content in files:
-        write_durably(path, content)
-        console.note(f"wrote {safe(path)}")
+    title = f"who reads {report.n_tokens} tokens"
+    found = shares(report)
+    files += [drawn(picture, found, layers, title, "share of tokens") for picture in pictures]
+    write_targets(console, files)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from moetool.cli.console import Column, Console, safe
+from moetool.cli.console import Column, Console
 from moetool.cli.eval import parse_range
 from moetool.cli.experts.stats import by_layer
-from moetool.cli.heat_map import png, print_heat_map, svg
+from moetool.cli.heat_map import drawn, print_heat_map
 from moetool.cli.options import JsonOption, PathArgument, QuietOption, must_exist, resolve
-from moetool.cli.page import check_target
+from moetool.cli.page import check_target, write_targets
 from moetool.cli.running import (
     ComputeOption,
     DeviceOption,
@@ -25,8 +25,10 @@ from moetool.cli.running import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from moetool.experts.ablate import Costs
+    from moetool.experts.masked import Masked
     from moetool.experts.saliency import ExpertSaliency
 
 DEFAULT_WINDOW = 1024
@@ -164,11 +166,20 @@ class Bench:
                 lambda done, total: update(done, f"{done} of {total} tokens"),
             )  # fmt: skip
 
+    def costs(self, title: str, cuts: Sequence[Masked]) -> Costs:
+        """What losing the experts of each cut costs, exactly."""
+        from moetool.experts.ablate import measure
+
+        with self.console.progress(title, None) as update:
+            return measure(
+                self.model, self.tokens, self.window, cuts,
+                lambda done, total: update(done, f"{done} of {total} layers"),
+            )  # fmt: skip
+
 
 def _report(
     bench: Bench, path: Path, text: Path, wanted: tuple[int, int, tuple[str, ...], bool], top_k: str
 ) -> AblateReport:
-    from moetool.experts.ablate import measure
     from moetool.experts.masked import refuse_impossible
     from moetool.experts.rewrite import parse_experts
     from moetool.model.device import spelled
@@ -181,12 +192,7 @@ def _report(
             refuse_impossible(bench.model, {layer: frozenset({expert})})
     saliency = bench.saliency()
     chosen = _chosen(saliency, least, most, named, every=every)
-    with bench.console.progress("ablate", None) as update:
-        costs = measure(
-            bench.model, bench.tokens, bench.window,
-            [{layer: frozenset({expert})} for layer, expert in chosen],
-            lambda done, total: update(done, f"{done} of {total} layers"),
-        )  # fmt: skip
+    costs = bench.costs("ablate", [{layer: frozenset({expert})} for layer, expert in chosen])
     exact = tuple(
         ExactCost(layer, expert, cost.delta, cost.error)
         for (layer, expert), cost in zip(chosen, costs.cuts, strict=True)
@@ -259,16 +265,12 @@ def _write(
     console: Console, report: AblateReport, html: Path | None, pictures: tuple[Path, ...]
 ) -> None:
     from moetool.cli.experts.ablate_page import ablate_page
-    from moetool.durable import write_durably
 
-    values = _reap(report)
-    drawn = svg(values, range(report.n_layers), "what each expert gives", "reap").encode()
-    files = [(path, png(values) if path.suffix == ".png" else drawn) for path in pictures]
+    values, layers = _reap(report), range(report.n_layers)
+    files = [drawn(path, values, layers, "what each expert gives", "reap") for path in pictures]
     if html:
         files.append((html, ablate_page(report).encode()))
-    for path, content in files:
-        write_durably(path, content)
-        console.note(f"wrote {safe(path)}")
+    write_targets(console, files)
 
 
 def _reap(report: AblateReport) -> list[list[float]]:

@@ -272,35 +272,23 @@ def _kept(
 
 def _worth(bench: Bench, left: Kept, by: str) -> dict[tuple[int, int], float]:
     """What each expert is worth, by layer and expert."""
-    from moetool.experts.ablate import measure
-
     if by != LOSS:
         return {(one.layer, one.expert): one.by(by) for one in bench.saliency()}
     places = [(layer, expert) for layer, experts in enumerate(left) for expert in experts]
-    with bench.console.progress("ablate", None) as update:
-        costs = measure(
-            bench.model, bench.tokens, bench.window,
-            [{layer: frozenset({expert})} for layer, expert in places],
-            lambda done, total: update(done, f"{done} of {total} layers"),
-        ).cuts  # fmt: skip
-    return {place: cost.delta for place, cost in zip(places, costs, strict=True)}
+    costs = bench.costs("ablate", [{layer: frozenset({expert})} for layer, expert in places])
+    return {place: cost.delta for place, cost in zip(places, costs.cuts, strict=True)}
 
 
 def _measure(bench: Bench, source: Source, kept: Kept, text: Path) -> Measured:
     """The cost of all that goes, together."""
     import hashlib
 
-    from moetool.experts.ablate import measure
     from moetool.experts.rewrite import masked_by
     from moetool.experts.selection import refuse_impossible
     from moetool.model.device import spelled
 
     refuse_impossible(source.recognized, kept)
-    with bench.console.progress("Δloss", None) as update:
-        costs = measure(
-            bench.model, bench.tokens, bench.window, [masked_by(source.recognized, kept)],
-            lambda done, total: update(done, f"{done} of {total} layers"),
-        )  # fmt: skip
+    costs = bench.costs("Δloss", [masked_by(source.recognized, kept)])
     (cost,) = costs.cuts
     return Measured(
         text.name, hashlib.sha256(text.read_bytes()).hexdigest(), len(bench.tokens), bench.window,
