@@ -82,12 +82,12 @@ def moetool(folder: Path) -> Measured:
     from moetool.arch.recognize import recognize
     from moetool.formats import open_checkpoint
     from moetool.model.load import open_weights
-    from moetool.model.mixtral import Transformer
+    from moetool.model.one_row import OneRow
 
     checkpoint = open_checkpoint(folder)
     known = recognize(checkpoint.catalog, checkpoint.directory)
     weights = open_weights(checkpoint, known, torch.device("cpu"))
-    model = Transformer(known.args, weights)
+    model = OneRow(known.args, weights)
     for layer_name in weights.steps:
         weights.matrix(layer_name)
     state = {}

@@ -16,8 +16,9 @@ so where one row takes no longer than with a matrix of 16 bits.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
@@ -40,6 +41,7 @@ FEW_ROWS = (1, 8)
 MANY_ROWS = (16, 64)
 BETTER = 1.25  # times as quick as the usual way, before another one is taken: trials are noisy
 LITTLE = 1.1  # for compiled loops, which take no memory and are never far behind
+PART = 512  # outputs of a trial with many rows
 
 M = TypeVar("M", Tensor, Packed)
 
@@ -158,6 +160,14 @@ def _loops_for(n_rows: int, w_OI: Matrix) -> ModuleType | None:
     return loops if loops and loops.takes(w_OI) else None
 
 
+def loops_for_a_row(matrices: Iterable[Matrix]) -> ModuleType | None:
+    """The compiled loops, where one row times any of these is left to them."""
+    matrices = list(matrices)
+    large = [w for w in matrices if w.numel() >= LARGE_NUMEL]
+    loops = _compiled() if large and all(_loops_for(1, w) for w in large) else None
+    return loops if loops and all(map(loops.takes, matrices)) else None
+
+
 @cache
 def _compiled() -> ModuleType | None:
     """The compiled loops; None where numba is not installed, or not for this Python."""
@@ -171,11 +181,9 @@ def _compiled() -> ModuleType | None:
 
 
 def _tried(dtype: torch.dtype) -> Choice:
-    random = torch.Generator().manual_seed(0)
-    matrix = torch.randn(2048, 4096, generator=random).to(dtype)
-    matrices = [matrix.clone() for _ in range(4)]
-    packed = [Packed(torch.ones(2048, 4096 // 32 * 34, dtype=torch.uint8)) for _ in range(4)]
-    rows = torch.randn(max(MANY_ROWS), 4096, generator=random).to(dtype)
+    matrices = [torch.ones(2048, 4096, dtype=dtype) for _ in range(4)]
+    packed = [Packed(torch.ones(2048, 4096 // 32 * 34, dtype=torch.uint8)) for _ in range(3)]
+    rows = torch.ones(max(MANY_ROWS), 4096, dtype=dtype)
     by_mv, by_linear = _seconds(
         matrices, lambda w: torch.mv(w, rows[0]), lambda w: F.linear(rows[:1], w)
     )
@@ -195,30 +203,33 @@ def _few(
     usual: Callable[[Tensor, M], Tensor], rows: Tensor, matrices: list[M]
 ) -> tuple[int, float]:
     """Up to how many rows compiled loops are better, and the seconds that one row takes then."""
-    loops, again = _compiled(), 2 * matrices  # for small ones a machine's noise is much
-    (one,) = _seconds(again, lambda w: usual(rows[:1], w))
+    loops = _compiled()
     if loops is None or not loops.takes(matrices[0]):
+        (one,) = _seconds(matrices, lambda w: usual(rows[:1], w))
         return 0, one
-    compiled_to = 0
+    compiled_to, one = 0, math.inf
     for n in FEW_ROWS:
         some = rows[:n]
         theirs, ours = _seconds(
-            again,
+            matrices,
             lambda w: usual(some, w),  # noqa: B023  # called at once
             lambda w: loops.times(some.float(), w).to(some.dtype),  # noqa: B023
         )
-        if theirs <= LITTLE * ours:
+        one = min(one, theirs, ours)
+        # In doubt one row is theirs: all else that a token needs is then compiled as well.
+        if ours > (theirs * LITTLE if n == 1 else theirs / LITTLE):
             break
-        compiled_to, one = n, min(one, ours)
+        compiled_to = n
     return compiled_to, one
 
 
 def _many(rows: Tensor, matrices: list[Tensor]) -> int | None:
     """From how many rows on the widened product is better than torch's."""
+    some_outputs = [matrix[:PART] for matrix in matrices]  # bound by arithmetic: a part tells all
     for n in MANY_ROWS:
         some = rows[:n]
         usual, other = _seconds(
-            matrices,
+            some_outputs,
             lambda w: F.linear(some, w),  # noqa: B023  # called at once
             lambda w: tiled(some.float(), w).to(some.dtype),  # noqa: B023
         )

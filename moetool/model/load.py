@@ -83,6 +83,11 @@ class WeightStore:
         return self.nbytes <= self.budget
 
     @property
+    def complete(self) -> bool:
+        """True when all weights are held, or about to be, for good."""
+        return self.resident and len(self._held) == len(self.steps)
+
+    @property
     def nbytes_stored(self) -> int:
         """What one pass over all weights reads of the checkpoint."""
         return sum(part.nbytes for step in self.steps.values() for part in step.parts)

@@ -8,7 +8,7 @@ from moetool.convert.here import require_here
 from moetool.errors import NotEnoughMemory
 from moetool.model import kernels
 from moetool.model.load import WeightStore, canonical_steps, kept_dtype, open_weights, packed_steps
-from moetool.model.mixtral import Transformer
+from moetool.model.one_row import OneRow
 from moetool.model.parallel.pipeline import Pipeline
 from moetool.model.parallel.ranges import split_layers
 from moetool.model.parallel.slices import SlicedCheckpoint, refuse_uneven
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from moetool.arch.recognize import Recognized
     from moetool.convert.plan import Step
+    from moetool.model.mixtral import Transformer
     from moetool.model.parallel.group import Ranks
     from moetool.model.parallel.shared import Shared
     from moetool.tensors import Checkpoint
@@ -48,7 +49,7 @@ def open_model(
     """
     if ranks is None:
         weights = open_weights(checkpoint, recognized, device, dtype, budget)
-        return Transformer(recognized.args, weights), weights
+        return OneRow(recognized.args, weights), weights
     kept = dtype or kept_dtype(checkpoint.catalog)
     allowed = ranks.room() if budget is None else budget
     steps = canonical_steps(checkpoint.catalog, recognized)

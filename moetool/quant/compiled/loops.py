@@ -21,7 +21,7 @@ Levels: TypeAlias = "NDArray[np.uint8]"
 F = np.float32
 
 
-def compiled(**options: str | set[str]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def compiled(**options: str | set[str] | bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Compile a function; what was compiled is kept beside this file or in the user's cache.
 
     Division by zero gives infinity as in C, and no thread holds the interpreter's lock.

@@ -1,38 +1,30 @@
-"""Products of a few rows and a matrix, compiled by numba: as fast as memory gives the weights.
+"""The product of a row of a matrix and one of activations, and the threads that share loops of it.
 
 A row of the matrix is a run of blocks of 32 weights, as they are stored:
 
+    f32    128 bytes    32 values
     bf16    64 bytes    32 values: the upper halves of float32s
     q8_0    34 bytes    a float16 scale, then 32 int8
 
 A block is widened in registers, multiplied with its part of the row and summed in float32, in eight
 lanes. That is written in LLVM's own vectors: from a plain loop over q8_0 LLVM makes code that is
 bound by arithmetic. The order of a sum depends neither on threads nor on how memory is aligned.
-
-Importing this takes as long as importing numba. A kernel is compiled once on a machine, in about
-a second, and read from a cache beside this file (or from the user's) from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, prange, types
+from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
-
-from moetool.model.packed import Packed
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moetool.model.packed import Matrix
 
 BLOCK = 32  # weights
 LANES = 8
@@ -62,6 +54,11 @@ def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     nothing = ir.Constant(_lanes(value.type), ir.Undefined)
     first = builder.insert_element(nothing, value, ir.Constant(INT, 0))
     return builder.shuffle_vector(first, nothing, ir.Constant(_lanes(INT), [0] * LANES))
+
+
+def _f32(builder: ir.IRBuilder, block: ir.Value, number: int) -> ir.Value:
+    """Eight weights of a block: a router's."""
+    return _at(builder, block, 4 * number, _lanes(FLOAT))
 
 
 def _bf16(builder: ir.IRBuilder, block: ir.Value, number: int) -> ir.Value:
@@ -128,48 +125,15 @@ def _prefetch(builder: ir.IRBuilder, block: ir.Value) -> None:
     builder.call(function, [ahead, read, into_all, data])
 
 
-_dot_bf16 = _dot(2 * BLOCK, _bf16)
-_dot_q8_0 = _dot(2 + BLOCK, _q8_0, _scale)
+# Each takes the addresses of the first block and of the activations, and the number of blocks.
+dot_f32 = _dot(4 * BLOCK, _f32)
+dot_bf16 = _dot(2 * BLOCK, _bf16)
+dot_q8_0 = _dot(2 + BLOCK, _q8_0, _scale)
 
 
-# ``w x`` are the addresses of the matrix and of float32 rows, which stand one behind the other.
-def _times_bf16(w: int, row_nbytes: int, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
-    for o in prange(y_TO.shape[1]):
-        for t in range(y_TO.shape[0]):
-            y_TO[t, o] = _dot_bf16(w + o * row_nbytes, x + 4 * BLOCK * n_blocks * t, n_blocks)
-
-
-def _times_q8_0(w: int, row_nbytes: int, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
-    for o in prange(y_TO.shape[1]):
-        for t in range(y_TO.shape[0]):
-            y_TO[t, o] = _dot_q8_0(w + o * row_nbytes, x + 4 * BLOCK * n_blocks * t, n_blocks)
-
-
-def _jit(function: Callable[..., None]) -> Callable[..., None]:
-    try:
-        return njit(function, parallel=True, nogil=True, cache=True)  # type: ignore[no-any-return]
-    except RuntimeError:  # no folder that a cache could be written to
-        return njit(function, parallel=True, nogil=True)  # type: ignore[no-any-return]
-
-
-_BF16, _Q8_0 = _jit(_times_bf16), _jit(_times_q8_0)
-
-
-def takes(w_OI: Matrix) -> bool:
-    """Whether there is a kernel for such a matrix: bf16 or packed, whole blocks, row by row."""
-    if isinstance(w_OI, Packed):
-        return HAS_HALVES
-    blocks = w_OI.dtype == torch.bfloat16 and w_OI.shape[1] % BLOCK == 0
-    return blocks and w_OI.is_contiguous()
-
-
-def times(x_TI: Tensor, w_OI: Matrix) -> Tensor:
-    """Multiply float32 rows by a matrix that it `takes`; the result is float32 ``[T, O]``."""
-    kernel, stored = (_Q8_0, w_OI.data) if isinstance(w_OI, Packed) else (_BF16, w_OI)
-    n_out, n_in = w_OI.shape
-    x_TI, y_TO = x_TI.contiguous(), torch.empty(len(x_TI), n_out)
-    row_nbytes = stored.stride(0) * stored.itemsize
+@contextmanager
+def threads() -> Iterator[None]:
+    """Share loops over as many threads as torch has."""
     with _ONE_AT_A_TIME:
         numba.set_num_threads(min(torch.get_num_threads(), THREADS))
-        kernel(stored.data_ptr(), row_nbytes, x_TI.data_ptr(), n_in // BLOCK, y_TO.numpy())
-    return y_TO
+        yield
