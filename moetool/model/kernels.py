@@ -3,7 +3,7 @@
     mv          one row: bound by memory, and for that the quickest of torch's on most CPUs
     linear      torch's own: where a CPU multiplies bf16, nothing is quicker for many rows
     widened     a few rows of the matrix at a time are made float32, in a buffer that stays in cache
-    compiled    weights are made float32 in registers: a few rows, where numba is installed
+    compiled    weights are made float32 in registers: up to 64 rows, where numba is installed
 
 Which is quickest depends on the CPU: without instructions for bf16 torch's own product of many
 rows is eight times slower than the widened one, with them it is six times faster. So the first
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 TILE_NBYTES = 8 << 20  # of float32: half of a small CPU's last cache
 LARGE_NUMEL = 1 << 20  # below, no choice is worth the trying
-FEW_ROWS = (1, 8)
+FEW_ROWS = (1, 8, 64)
 MANY_ROWS = (16, 64)
 BETTER = 1.25  # times as quick as the usual way, before another one is taken: trials are noisy
 LITTLE = 1.1  # for compiled loops, which take no memory and are never far behind
-PART = 512  # outputs of a trial with many rows
+PART = 1024  # outputs of a trial with many rows
 
 M = TypeVar("M", Tensor, Packed)
 
@@ -211,7 +211,7 @@ def _few(
     for n in FEW_ROWS:
         some = rows[:n]
         theirs, ours = _seconds(
-            matrices,
+            matrices if n < min(MANY_ROWS) else _parts(matrices),
             lambda w: usual(some, w),  # noqa: B023  # called at once
             lambda w: loops.times(some.float(), w).to(some.dtype),  # noqa: B023
         )
@@ -225,17 +225,21 @@ def _few(
 
 def _many(rows: Tensor, matrices: list[Tensor]) -> int | None:
     """From how many rows on the widened product is better than torch's."""
-    some_outputs = [matrix[:PART] for matrix in matrices]  # bound by arithmetic: a part tells all
     for n in MANY_ROWS:
         some = rows[:n]
         usual, other = _seconds(
-            some_outputs,
+            _parts(matrices),
             lambda w: F.linear(some, w),  # noqa: B023  # called at once
             lambda w: tiled(some.float(), w).to(some.dtype),  # noqa: B023
         )
         if usual > BETTER * other:
             return n
     return None
+
+
+def _parts(matrices: list[M]) -> list[M]:
+    """Enough of them for many rows, which are bound by arithmetic and not by memory."""
+    return [w[:PART] for w in matrices[:2]]
 
 
 def _seconds(matrices: list[M], *products: Callable[[M], Tensor]) -> list[float]:

@@ -37,7 +37,7 @@ def wide(matrix):
 
 @pytest.mark.parametrize("make", [bf16, packed])
 @pytest.mark.parametrize("shape", [(1, 32), (7, 96), (130, 4096)])
-@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 9])
 def test_products_are_float32_sums(make, shape, n_rows):
     x, matrix = rows(n_rows, shape[1]), make(*shape)
     w = wide(matrix).double()
@@ -64,16 +64,27 @@ def test_what_is_not_finite_shows_in_its_own_row(value):
         assert (~found.isfinite()).nonzero().tolist() == [[4]]
     x = rows(2, 96)
     x[1, 40] = value
-    found = compiled.times(x, bf16(9, 96))
-    assert found[0].isfinite().all()
-    assert not found[1].isfinite().any()
+    for more in (x, torch.cat((x, x[:1], x[:1], x[:1]))):
+        found = compiled.times(more, bf16(9, 96))
+        assert found[[0, *range(2, len(more))]].isfinite().all()
+        assert not found[1].isfinite().any()
 
 
 def test_threads_change_no_bit():
-    x, w = rows(2, 4096), bf16(65, 4096)
-    once = compiled.times(x, w)
-    torch.set_num_threads(2)
-    assert torch.equal(compiled.times(x, w), once)
+    w = bf16(65, 4096)
+    for x in (rows(2, 4096), rows(9, 4096)):
+        torch.set_num_threads(1)
+        once = compiled.times(x, w)
+        torch.set_num_threads(2)
+        assert torch.equal(compiled.times(x, w), once)
+
+
+def test_rows_are_the_same_among_any_others():
+    """A tile's rows do not touch each other, and what fills up the last tile is left out."""
+    x, w = rows(9, 2080), bf16(35, 2080)
+    found = compiled.times(x, w)
+    assert found.shape == (9, 35)
+    assert torch.equal(compiled.times(x[4:], w), found[4:])
 
 
 def test_what_no_loop_takes_goes_the_usual_way(monkeypatch):

@@ -69,9 +69,10 @@ class Loops:
         (None, [1, 1, 1, 1.2, 1.2, 1, 1.2, 1], Choice()),
         (None, [1, 2, 1, 1, 5, 1], Choice(widened_from=16)),
         (None, [2, 1, 1, 1, 1, 1, 5, 1], Choice(mv=False, widened_from=64)),
-        # mv, linear; one row, by torch and compiled, 8 rows; the same packed; 16 rows
-        (Loops, [1, 1, 1, 1, 0.9, 9, 5, 6, 6, 0.5, 6, 5.9, 5, 1], Choice(True, 16, 8, 1)),
-        (Loops, [1, 1, 1, 1, 0.95, 6, 6, 2, 6, 5.9, 5, 1], Choice(True, 16, 0, 1, packed=False)),
+        # mv, linear; one row, by torch and compiled, 8 rows, 64; the same packed; 16 rows, 64
+        (Loops, [1, 1, 1, 1, 9, 5, 6, 6, 6, 0.5, 6, 5.9, 5, 1], Choice(True, 16, 8, 1)),
+        (Loops, [1, 1, 1, 1.2, 6, 2, 6, 5.9, 5, 1], Choice(True, 16, 0, 1, packed=False)),
+        (Loops, [1, 1, 1, 1.05, *[2, 1] * 5, 1, 1, 1, 1], Choice(True, None, 64, 64)),
     ],
 )
 def test_the_choice_is_the_quicker_way(monkeypatch, loops, seconds, expected):

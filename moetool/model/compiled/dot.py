@@ -28,6 +28,7 @@ from numba.extending import intrinsic
 
 BLOCK = 32  # weights
 LANES = 8
+OUTPUTS, ROWS = 2, 4  # of a tile: what 16 registers of eight lanes can sum
 AHEAD = 1024  # bytes: asked for before they are needed; a CPU's own guess ends with a page
 THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # at most
 TRIPLE, _CPU, FEATURES = cpu_target.target_context.codegen().magic_tuple()
@@ -115,6 +116,76 @@ def _dot(
     return intrinsic(dot)
 
 
+def _tile(
+    nbytes: int, weights: Callable[..., ir.Value], scale: Callable[..., ir.Value] | None = None
+) -> Any:  # noqa: ANN401
+    """Add the products of `OUTPUTS` rows of blocks and `ROWS` of activations to what is there.
+
+    Each weight that was widened is used for all rows, each activation for all outputs, and the sums
+    stay in registers: bound by arithmetic, as a product of two float32 matrices is.
+    """
+
+    def emit(_context: object, builder: ir.IRBuilder, _signature: object, args: Any) -> ir.Value:  # noqa: ANN401
+        w, x, y = (builder.inttoptr(args[i], BYTE.as_pointer()) for i in (0, 2, 4))
+        nothing = ir.Constant(_lanes(FLOAT), [0.0] * LANES)
+        places = [(o, t) for o in range(OUTPUTS) for t in range(ROWS)]
+        totals = {at: cgutils.alloca_once_value(builder, nothing) for at in places}  # type: ignore[no-untyped-call]
+        with cgutils.for_range(builder, args[6]) as loop:
+            blocks = _every(builder, w, args[1], loop.index, nbytes, OUTPUTS)
+            beside = _every(builder, x, args[3], loop.index, BLOCK * 4, ROWS)
+            for block in blocks:
+                _prefetch(builder, block)
+            scales = [scale(builder, block) for block in blocks] if scale else []
+            for number in range(0, BLOCK, LANES):
+                wide = [weights(builder, block, number) for block in blocks]
+                if scales:  # exact: 11 bits times 8
+                    wide = [builder.fmul(*pair) for pair in zip(wide, scales, strict=True)]
+                some = [_at(builder, row, 4 * number, _lanes(FLOAT)) for row in beside]
+                for o, t in places:
+                    addend = builder.fmul(wide[o], some[t], flags=FUSED)
+                    total = builder.fadd(builder.load(totals[o, t]), addend, flags=FUSED)
+                    builder.store(total, totals[o, t])
+        for o, t in places:
+            row = builder.gep(y, [builder.mul(args[5], ir.Constant(args[5].type, t))])
+            place = builder.gep(row, [ir.Constant(INT, 4 * o)])
+            place = builder.bitcast(place, FLOAT.as_pointer())
+            found = _sum(builder, builder.load(totals[o, t]))
+            builder.store(builder.fadd(builder.load(place), found), place)
+        return _context.get_dummy_value()  # type: ignore[attr-defined]
+
+    def tile(
+        _typing: object, w: object, w_nbytes: object, x: object, x_nbytes: object, y: object,  # noqa: ARG001
+        y_nbytes: object, n_blocks: object,  # noqa: ARG001
+    ) -> Any:  # fmt: skip  # noqa: ANN401
+        return types.void(*(types.intp,) * 7), emit
+
+    return intrinsic(tile)
+
+
+def _every(
+    builder: ir.IRBuilder, base: ir.Value, apart: ir.Value, index: ir.Value, nbytes: int, n: int
+) -> list[ir.Value]:
+    """Where the block of that index begins in each of n rows."""
+    offset = builder.mul(index, ir.Constant(index.type, nbytes))
+    return [
+        builder.gep(base, [builder.add(offset, builder.mul(apart, ir.Constant(apart.type, n)))])
+        for n in range(n)
+    ]
+
+
+def _sum(builder: ir.IRBuilder, lanes: ir.Value) -> ir.Value:
+    """All lanes of a vector, halves first."""
+    n = LANES
+    while n > 1:
+        n //= 2
+        both = [
+            builder.shuffle_vector(lanes, lanes, ir.Constant(ir.VectorType(INT, n), which))
+            for which in (list(range(n)), list(range(n, 2 * n)))
+        ]
+        lanes = builder.fadd(*both)
+    return builder.extract_element(lanes, ir.Constant(INT, 0))
+
+
 def _prefetch(builder: ir.IRBuilder, block: ir.Value) -> None:
     kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
     function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
@@ -129,6 +200,10 @@ def _prefetch(builder: ir.IRBuilder, block: ir.Value) -> None:
 dot_f32 = _dot(4 * BLOCK, _f32)
 dot_bf16 = _dot(2 * BLOCK, _bf16)
 dot_q8_0 = _dot(2 + BLOCK, _q8_0, _scale)
+# The address of the first row's first block and the bytes from row to row, of weights, activations
+# and results; the number of blocks.
+tile_bf16 = _tile(2 * BLOCK, _bf16)
+tile_q8_0 = _tile(2 + BLOCK, _q8_0, _scale)
 
 
 @contextmanager
