@@ -194,7 +194,7 @@ def _tried(dtype: torch.dtype) -> Choice:
 
     compiled_to, one = _few(by_torch, rows, matrices)
     packed_to, packed_one = _few(lambda x, w: tiled(x.float(), w).to(dtype), rows, packed)
-    widened_from = _many(rows, matrices)
+    widened_from = _many(rows, matrices, compiled_to)
     # Packed takes half the memory: in doubt it stays so.
     return Choice(mv, widened_from, compiled_to, packed_to, packed_one <= BETTER * one)
 
@@ -223,9 +223,11 @@ def _few(
     return compiled_to, one
 
 
-def _many(rows: Tensor, matrices: list[Tensor]) -> int | None:
-    """From how many rows on the widened product is better than torch's."""
+def _many(rows: Tensor, matrices: list[Tensor], beyond: int) -> int | None:
+    """From how many rows on the widened product is better than torch's; few have their way."""
     for n in MANY_ROWS:
+        if n < beyond:
+            continue
         some = rows[:n]
         usual, other = _seconds(
             _parts(matrices),

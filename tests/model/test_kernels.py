@@ -72,7 +72,8 @@ class Loops:
         # mv, linear; one row, by torch and compiled, 8 rows, 64; the same packed; 16 rows, 64
         (Loops, [1, 1, 1, 1, 9, 5, 6, 6, 6, 0.5, 6, 5.9, 5, 1], Choice(True, 16, 8, 1)),
         (Loops, [1, 1, 1, 1.2, 6, 2, 6, 5.9, 5, 1], Choice(True, 16, 0, 1, packed=False)),
-        (Loops, [1, 1, 1, 1.05, *[2, 1] * 5, 1, 1, 1, 1], Choice(True, None, 64, 64)),
+        (Loops, [1, 1, 1, 1.05, *[2, 1] * 6], Choice(True, 64, 64, 64)),
+        (Loops, [1, 1, 1, 1.05, *[2, 1] * 5, 1.2, 1], Choice(True, None, 64, 64)),
     ],
 )
 def test_the_choice_is_the_quicker_way(monkeypatch, loops, seconds, expected):
