@@ -1,14 +1,15 @@
 """smoke-test of a file four times as large as the memory it may use, beside reading the file.
 
     python benchmarks/larger_than_memory.py --where DIR [--limit 3GB] [--layers 4] [--rounds 3]
-                                            [--transformers]
+                                            [--disk 500MB] [--transformers]
 
 A raw checkpoint with the true layer shapes of 8x7B is written below DIR, which must be on a disk.
 Everything measured runs in a cgroup of its own with the limit (cgroup v1 or v2, which must let us
 make one): a sequential read of the same bytes, then ``moetool smoke-test`` of the text alone, each
 from a cold cache. The bytes that the process took from the disk are the kernel's count
-(/proc/PID/io). ``--transformers`` loads an HF copy with accelerate's disk offload and runs the
-same number of tokens.
+(/proc/PID/io). ``--disk`` lets the group read no more than that in a second: the disk of another
+machine, where this one's is quicker than its cores. ``--transformers`` loads an HF copy with
+accelerate's disk offload and runs the same number of tokens.
 """
 
 from __future__ import annotations
@@ -58,21 +59,30 @@ class Run:
 
 
 class Group:
-    """A cgroup with a limit, under the one that the version has."""
+    """A cgroup with a limit, and one for what it may read, where the version has them apart."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, disk: int | None, where: Path) -> None:
         v1 = Path("/sys/fs/cgroup/memory")
         self._v1 = v1.is_dir()
-        self.folder = (v1 if self._v1 else Path("/sys/fs/cgroup")) / f"moetool-{os.getpid()}"
-        self.folder.mkdir()
-        name = "memory.limit_in_bytes" if self._v1 else "memory.max"
-        (self.folder / name).write_text(str(limit))
+        name = f"moetool-{os.getpid()}"
+        self.folder = (v1 if self._v1 else v1.parent) / name
+        reading = v1.parent / "blkio" / name if self._v1 else self.folder
+        self._folders = [self.folder, *([reading] if disk and self._v1 else [])]
+        for folder in self._folders:
+            folder.mkdir()
+        memory = "memory.limit_in_bytes" if self._v1 else "memory.max"
+        (self.folder / memory).write_text(str(limit))
+        if disk and self._v1:
+            (reading / "blkio.throttle.read_bps_device").write_text(f"{device(where)} {disk}")
+        elif disk:
+            (reading / "io.max").write_text(f"{device(where)} rbps={disk}")
 
     def run(self, command: list[str]) -> Run:
         """Run a command inside, and count what it reads, its children's reads too."""
         if self._v1:
             (self.folder / "memory.max_usage_in_bytes").write_text("0")
-        wrapped = ["sh", "-c", f'echo $$ > {self.folder}/cgroup.procs; exec "$@"', "sh", *command]
+        join = "".join(f"echo $$ > {folder}/cgroup.procs; " for folder in self._folders)
+        wrapped = ["sh", "-c", join + 'exec "$@"', "sh", *command]
         began = time.perf_counter()
         process = subprocess.Popen(wrapped, stdout=subprocess.PIPE, text=True)
         printed = process.stdout.read()
@@ -88,8 +98,17 @@ class Group:
         return Run(seconds, int(fields["read_bytes"]), peak, printed, killed)
 
     def close(self) -> None:
-        """Take the group away."""
-        self.folder.rmdir()
+        """Take the groups away."""
+        for folder in self._folders:
+            folder.rmdir()
+
+
+def device(where: Path) -> str:
+    """The number of the disk that a folder is on; a partition has no limit of its own."""
+    number = where.stat().st_dev
+    entry = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    whole = entry.parent if (entry / "partition").exists() else entry
+    return (whole / "dev").read_text().strip()
 
 
 def make_hf(raw: Path, out: Path) -> None:
@@ -105,6 +124,7 @@ def main() -> None:
     parser.add_argument("--limit", default="3GB")
     parser.add_argument("--memory", default="1500MB")
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--disk")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--transformers", action="store_true")
     options = parser.parse_args()
@@ -119,7 +139,8 @@ def main() -> None:
         print(f"{nbytes / 1e9:.2f} GB under {limit / 1e9:.2f} GB, {nbytes / limit:.1f} times")
         smoke = [sys.executable, "-m", "moetool", "smoke-test", str(raw), "--quick", "--json",
                  "--max-tokens", "0", "--memory", options.memory]  # fmt: skip
-        group = Group(limit)
+        disk = parse_size(options.disk, "--disk")
+        group = Group(limit, disk, raw)
         rows = []
         try:
             for _ in range(options.rounds):

@@ -32,6 +32,7 @@ from moetool.files.joined import on_disk
 from moetool.model.device import available_nbytes
 from moetool.model.kernels import stay_packed
 from moetool.model.packed import STORED, Packed
+from moetool.model.rooms import Rooms
 from moetool.tensors import Catalog, Checkpoint, DType, main_dtype
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class WeightStore:
         self._checkpoint = checkpoint
         self._held: OrderedDict[str, Future[Matrix]] = OrderedDict()
         self._held_nbytes = 0
+        self._rooms = Rooms(budget)
         self._coming: deque[str] = deque()
         self._expected: set[str] = set()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read-ahead")
@@ -91,6 +93,11 @@ class WeightStore:
     def nbytes_stored(self) -> int:
         """What one pass over all weights reads of the checkpoint."""
         return sum(part.nbytes for step in self.steps.values() for part in step.parts)
+
+    @property
+    def largest_nbytes(self) -> int:
+        """What the largest weight takes on the device."""
+        return max(map(self._nbytes, self.steps))
 
     @property
     def extents(self) -> list[Extent]:
@@ -183,7 +190,7 @@ class WeightStore:
 
     def _read(self, name: str) -> Matrix:
         step = self.steps[name]
-        raw = torch.empty(step.target.nbytes, dtype=torch.uint8)
+        raw = self._room(step.target.nbytes)
         # A view that python copies into; torch's way to one needs numpy, which may be absent.
         room = memoryview((ctypes.c_uint8 * raw.numel()).from_address(raw.data_ptr())).cast("B")
         self._fill(room, step)
@@ -200,6 +207,11 @@ class WeightStore:
                 f"no room for {name} ({step.target.nbytes} bytes) on {self.device}",
                 hint="--device cpu, or free some of the device's memory",
             ) from error
+
+    def _room(self, nbytes: int) -> torch.Tensor:
+        if self.resident or not nbytes:
+            return torch.empty(nbytes, dtype=torch.uint8)
+        return self._rooms.take(nbytes)
 
     def _fill(self, room: memoryview, step: Step) -> None:
         """Have the bytes of a target in memory, read in place where they are the source's own."""

@@ -90,7 +90,9 @@ def foresee(weights: WeightStore, args: ModelArgs, work: Work) -> Outlook:
         weights_nbytes=weights.nbytes,
         held_nbytes=held,
         cache_nbytes=cache_nbytes(args, work.n_positions, weights.dtype.itemsize),
-        rows_nbytes=rows_nbytes(args, work, weights.dtype.itemsize),
+        # A weight that made room for the next one may still be computed with.
+        rows_nbytes=rows_nbytes(args, work, weights.dtype.itemsize)
+        + (0 if weights.resident else weights.largest_nbytes),
         pass_nbytes=weights.nbytes_stored,
         token_nbytes=0 if weights.resident else token,
         disk_nbytes_s=read_speeds(weights.extents)[0] if slow and weights.extents else None,

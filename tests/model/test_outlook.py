@@ -18,6 +18,7 @@ class Full:
 
     device, dtype, extents = torch.device("cpu"), torch.bfloat16, ()
     nbytes = nbytes_stored = 93_405_585_408
+    largest_nbytes = 2 * 32_000 * 4096
 
     def __init__(self, budget):
         self.budget, self.resident = budget, budget >= self.nbytes
