@@ -51,6 +51,14 @@ OutOption = Annotated[
     Path | None,
     typer.Option(help="The folder to make; by default the torrent's name", show_default=False),
 ]
+OrderOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|sequential|rarest",
+        help="The order of the pieces; auto: that of the files, so that digests follow, where "
+        "enough of the swarm has all, else the rarest first",
+    ),
+]
 ReleaseMd5Option = Annotated[
     str | None, typer.Option(help="The digits of the post's RELEASE line", show_default=False)
 ]
@@ -71,6 +79,7 @@ def fetch(
     encryption: EncryptionOption = "allow",
     ipv6: Ipv6Option = True,
     interface: InterfaceOption = None,
+    order: OrderOption = "auto",
     release_md5: ReleaseMd5Option = None,
     include: fetch_hub.IncludeOption = None,
     only: fetch_only.OnlyOption = None,
@@ -97,7 +106,8 @@ def fetch(
     )
     made = fetch_convert.ConvertWords(convert, convert_out, keep, layout, dtype, max_shard_size)
     if is_address(source):
-        swarm = {"web_seeds": web_seeds, "only": only, **words.given(), **made.given()}
+        given = {"order": order != "auto", **words.given(), **made.given()}
+        swarm = {"web_seeds": web_seeds, "only": only, **given}
         fetch_hub.fetch(console, source, out, include, timeout, release_md5, swarm)
         return
     if include:
@@ -106,6 +116,7 @@ def fetch(
     selectors = fetch_only.selectors_of(only, wish)
     found = _resolved(source, release_md5, whole=wish is not None or bool(selectors))
     options = words.options(seeds_of(found, wanted=web_seeds))
+    options = replace(options, order=_order(order, whole=wish is None and not selectors))
     _tell_source(console, found, options.web_seeds)
     if wish is not None:
         both = fetch_convert.run(console, found, out, wish, options)
@@ -133,6 +144,24 @@ def _resolved(text: str, release_md5: str | None, *, whole: bool) -> Source:
             hint="leave out --convert and --only, or so=; moetool convert works afterwards",
         )
     return replace(found, release_md5=digits(release_md5)) if release_md5 else found
+
+
+def _order(word: str, *, whole: bool) -> str:
+    """The order of the pieces as it is asked for.
+
+    Raises:
+        UsageFault: there is no such, or something else decides on it.
+    """
+    from moetool.release.torrent.order import ORDERS
+
+    if word not in ORDERS:
+        raise UsageFault(f"--order {word!a} is none of {', '.join(ORDERS)}")
+    if word != "auto" and not whole:
+        raise UsageFault(
+            "with --convert and --only the pieces come in the order in which they are read",
+            hint="leave out --order",
+        )
+    return word
 
 
 def _run(console: Console, source: Source, out: Path | None, options: SwarmOptions) -> FetchReport:

@@ -143,6 +143,7 @@ class _Show:
             pieces=as_hex(progress.have),
             rate_bytes_s=progress.rate_bytes_s,
             peers=progress.peers,
+            order=progress.order,
             eta_s=progress.eta_s,
             note=progress.note,
             cause=progress.cause,

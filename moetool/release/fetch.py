@@ -3,8 +3,8 @@
 metadata   nothing on disk; the file list is judged
 lock       OUT.partial/ beside OUT, held by flock
 look       what an earlier run left is hashed; only what matches is kept
-download   the rest
-settle     one pass over everything with every claim; bad pieces are fetched again
+download   the rest; each piece is hashed where it lies, and digests of files follow
+settle     every claim, reading what was not read behind the download; bad pieces are fetched again
 rename     OUT.partial/ becomes OUT, once: the existence of OUT is the sign of "complete"
 """
 
@@ -13,36 +13,46 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from moetool.durable import publish, sync_folder
-from moetool.errors import DigestMismatch, Interrupted, OutputExists
+from moetool.errors import DigestMismatch, Interrupted, OutputExists, Refused
 from moetool.files.joined import Joins
 from moetool.files.partial import OUR_FOLDER, forget_partial, is_partial, move_partial
-from moetool.release.magnet import Magnet, Repairs, format_magnet
+from moetool.release.live.arrivals import Arrivals
+from moetool.release.live.taking import take
+from moetool.release.magnet import Repairs, format_magnet
 from moetool.release.provenance import (
     Origin,
     locked,
     read_origin,
-    read_recorded_torrent,
     record_digests,
     remember_last,
     write_origin,
 )
-from moetool.release.resume import held_pieces, prepare
+from moetool.release.resume import (
+    held_pieces,
+    prepare,
+    with_known_metadata,
+    with_selection,
+)
 from moetool.release.source import Source, judge_metadata, reaching
 from moetool.release.torrent.alerts import bytes_free, bytes_missing, no_room
 from moetool.release.torrent.download import Downloaded, download
 from moetool.release.torrent.metainfo import Metainfo, read_info
 from moetool.release.torrent.profile import SwarmOptions
-from moetool.release.torrent.selection import chosen_paths, select, selected, wanted_pieces
+from moetool.release.torrent.selection import selected, wanted_pieces
 from moetool.release.torrent.session import Swarm
 from moetool.release.torrent.watch import Peer, Progress
 from moetool.release.verify.references import references, trust_lines
 from moetool.release.verify.settle import VerifyReport, settle
+
+if TYPE_CHECKING:
+    from moetool.extents import Claim
+    from moetool.release.verify.hashing import Computed, Wanted
 
 ROUNDS = 3  # a piece that three downloads did not mend will not be mended by a fourth
 ROOM = 1.02  # folders, records and what others write meanwhile
@@ -98,7 +108,8 @@ def fetch(
         DigestMismatch: the bytes are those of the torrent and not those of another reference.
         Interrupted: with what is here kept for the next run.
     """
-    options = reaching(source.magnet, options or SwarmOptions())
+    # Each piece is looked at until it is seen on the disk: so the faster way of writing will do.
+    options = replace(reaching(source.magnet, options or SwarmOptions()), disk="pread")
     try:
         return _fetch(source, out, options, on_progress, kind or FetchJob)
     except KeyboardInterrupt as error:
@@ -121,14 +132,14 @@ def _fetch(
     on_progress: Callable[[Progress], None],
     kind: Callable[[Source, Metainfo, Path, Callable[[Progress], None]], FetchJob],
 ) -> FetchReport:
-    source = _with_known_metadata(source, out)
+    source = with_known_metadata(source, out)
     with Swarm(options) as swarm:
         if source.meta is None:
             info = swarm.metadata(source.magnet, on_progress)
             source = judge_metadata(source, read_info(info))
         assert source.meta is not None  # judged just now, or before
         where = (out or Path(source.meta.name)).absolute()
-        meta = _with_selection(source.meta, source.magnet, where, on_progress)
+        meta = with_selection(source.meta, source.magnet, where, on_progress)
         return kind(source, meta, where, on_progress).run(swarm)
 
 
@@ -142,6 +153,7 @@ class FetchJob:
     on_progress: Callable[[Progress], None]
     payload: int = 0
     banned: tuple[Peer, ...] = ()
+    taken: dict[Wanted, Computed] = field(default_factory=dict)  # digests of what is in `partial`
 
     @property
     def partial(self) -> Path:
@@ -193,6 +205,7 @@ class FetchJob:
 
     def _complete(self, swarm: Swarm, have: list[bool]) -> VerifyReport:
         for _ in range(ROUNDS):
+            self.taken = {}
             if not have or not all(have[index] for index in wanted_pieces(self.meta)):
                 self._preflight()
                 outcome = self._download(swarm, have)
@@ -206,7 +219,33 @@ class FetchJob:
         return checked(report)
 
     def _download(self, swarm: Swarm, have: list[bool]) -> Downloaded:
-        return download(swarm, self.meta, self.partial, have, self.on_progress)
+        try:
+            arrivals = Arrivals(self.meta, self.partial)
+        except Refused:  # the link of a v2 torrent does not tell the digests of single pieces
+            return download(swarm, self.meta, self.partial, have, self.on_progress)
+        return self._take(swarm, arrivals, have)
+
+    def _take(
+        self,
+        swarm: Swarm,
+        arrivals: Arrivals,
+        have: list[bool],
+        note: Callable[[], str] = lambda: "",
+        *,
+        leave_bad: bool = True,
+    ) -> Downloaded:
+        """Download, and keep the digests that were taken meanwhile."""
+        found = take(
+            swarm,
+            arrivals,
+            have,
+            lambda: self._claims(arrivals.folder),
+            self.on_progress,
+            note,
+            leave_bad=leave_bad,
+        )
+        self.taken = found.digests
+        return found.downloaded
 
     def _is_mendable(self, report: VerifyReport) -> bool:
         """Whether fetching again can help: it cannot where the torrent itself is kept to."""
@@ -217,14 +256,18 @@ class FetchJob:
         if bytes_free(self.partial) < bytes_missing(self.partial, self.meta) * ROOM:
             raise no_room(self.partial, self.meta, where=str(self.partial))
 
-    def _settle(self, folder: Path) -> VerifyReport:
-        claims = references(
+    def _claims(self, folder: Path) -> Iterator[Claim]:
+        return references(
             folder, self.meta, release=self.source.release, release_md5=self.source.release_md5
         )
+
+    def _settle(self, folder: Path) -> VerifyReport:
         files: dict[Path, int | None] = dict(self.meta.file_sizes(folder))
         report = settle(
-            claims,
+            self._claims(folder),
             Joins(files).files(files),
+            record=(),
+            known=self.taken,
             on_progress=lambda done, total: self.on_progress(Progress("verify", done, total)),
         )
         trust = trust_lines(report, self.meta, self.source.release)
@@ -295,44 +338,6 @@ class FetchJob:
             fetched_at=fetched_at,
             selected=selected(self.meta),
         )
-
-
-def _with_known_metadata(source: Source, out: Path | None) -> Source:
-    """Take the metadata from an earlier run of the same fetch: then no peer need have it."""
-    if source.meta is not None:
-        return source
-    wanted = {source.magnet.info_hash, source.magnet.info_hash_v2} - {None}
-    folders = [out, out.with_name(out.name + ".partial")] if out else Path().glob("*")
-    for folder in folders:
-        origin = read_origin(folder) if folder.is_dir() else None
-        if origin and wanted & set(origin.info_hashes):
-            meta = read_recorded_torrent(folder)
-            if meta and wanted <= set(meta.hashes):
-                return judge_metadata(source, select(meta, None))
-    return source
-
-
-def _with_selection(
-    meta: Metainfo, magnet: Magnet, out: Path, on_progress: Callable[[Progress], None]
-) -> Metainfo:
-    """The torrent without the files that are not asked for, now or by an earlier run there.
-
-    Raises:
-        UsageFault: the link selects no file of it.
-    """
-    if not magnet.selected:
-        return meta
-    paths = chosen_paths(meta, magnet.selected)
-    for folder in (out, out.with_name(out.name + ".partial")):
-        origin = read_origin(folder) if folder.is_dir() else None
-        if origin is not None and origin.info_hashes == meta.hashes:
-            if origin.selected is None:
-                return meta
-            paths |= set(origin.selected)
-    named = ", ".join(sorted(paths)[:5]) + (", …" if len(paths) > 5 else "")  # noqa: PLR2004  # as cut
-    count = sum(not file.pad for file in meta.files)
-    on_progress(Progress("metadata", told=f"{len(paths)} of {count} files are selected: {named}"))
-    return select(meta, paths)
 
 
 def checked(report: VerifyReport) -> VerifyReport:

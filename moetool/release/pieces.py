@@ -24,10 +24,12 @@ from moetool.release.torrent.merkle import lifted, piece_height, root_of_layer
 from moetool.release.torrent.metainfo import piece_parts
 from moetool.release.torrent.selection import absent_pieces
 from moetool.release.verify.digests import HASHES
-from moetool.release.verify.hashing import Wanted, read_digests
+from moetool.release.verify.hashing import BLOCK_NBYTES, Wanted, read_digests
 
 if TYPE_CHECKING:
+    from moetool.files import File
     from moetool.release.torrent.metainfo import Metainfo, Part, TorrentFile
+    from moetool.release.verify.digests import Hash
 
 
 HEAD_NBYTES, TAIL_NBYTES = 8 << 20, 1 << 20
@@ -68,6 +70,28 @@ class Piece:
         left = iter(blocks)
         for part in self.parts:
             hasher.update(memoryview(next(left) if isinstance(part, Extent) else bytes(part)))
+        return self._is(hasher)
+
+    def is_right(self, buffer: memoryview) -> bool:
+        """Whether its bytes lie where they should, read a buffer at a time.
+
+        Raises:
+            Refused: no regular file.
+        """
+        hasher = HASHES[self.digest.algorithm]()
+        try:
+            for part in self.parts:
+                if not isinstance(part, Extent):
+                    hasher.update(memoryview(bytes(part)))
+                    continue
+                with open_raw(part.path) as file:
+                    for content in read_through(file, part.offset, part.end, buffer):
+                        hasher.update(content)
+        except (ReadFailed, TruncatedFile):
+            return False
+        return self._is(hasher)
+
+    def _is(self, hasher: Hash) -> bool:
         found = hasher.hexdigest()
         if self.height is not None:
             found = lifted(bytes.fromhex(found), self.nbytes, self.height).hex()
@@ -161,18 +185,33 @@ def find_bad(
     }
     found = read_digests(plain.values(), on_bytes=on_bytes, opened=open_raw)
     bad = []
+    buffer = memoryview(bytearray(BLOCK_NBYTES))
     for piece in pieces:
         if piece.is_plain:
             is_good = found[plain[piece.index]].hex == piece.digest.hex
         else:
-            blocks = [read_extent(extent) for extent in piece.extents]
-            is_good = all(block is not None for block in blocks) and piece.matches(
-                [block for block in blocks if block is not None]
-            )
+            is_good = piece.is_right(buffer)
             on_bytes(piece.nbytes)
         if not is_good:
             bad.append(piece)
     return bad
+
+
+def read_through(file: File, start: int, stop: int, buffer: memoryview) -> Iterator[memoryview]:
+    """The bytes ``start:stop`` of a file, as many at a time as ``buffer`` holds.
+
+    Raises:
+        ReadFailed: the machine said no.
+        TruncatedFile: the file ends before.
+    """
+    while start < stop:
+        got = file.pread_into(buffer[: stop - start], start)
+        if not got:
+            raise TruncatedFile(
+                f"ends at byte {start}, expected {stop - start} more", where=str(file.path)
+            )
+        yield buffer[:got]
+        start += got
 
 
 def read_extent(extent: Extent) -> bytes | None:

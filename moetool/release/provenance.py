@@ -2,7 +2,8 @@
 
 DIR/.moetool/release.torrent   the info dict as the swarm gave it
 DIR/.moetool/release.json      name, info-hash, magnet, digest of the post, when
-DIR/.moetool/digests.json      SHA-256 and XXH3 of each file, as of the last verification
+DIR/.moetool/digests.json      what the last verification found of each file; SHA-256 and XXH3
+                               where it took them, as `moetool verify` does
 DIR/.moetool/lock              held while a fetch works on the folder
 $MOETOOL_HOME/last.json        else $XDG_STATE_HOME/moetool, else ~/.local/state/moetool
 """

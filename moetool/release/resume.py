@@ -1,4 +1,4 @@
-"""What an earlier run left in a folder: our own hashes say which pieces are here.
+"""What an earlier run left in a folder: the metadata, and by our own hashes which pieces are here.
 
 libtorrent's resume data are not used: 2.1.1 believes them of a truncated and even of an empty file,
 and never notices a flipped bit. A pass of our own over the pieces is as fast as the disk.
@@ -7,20 +7,61 @@ and never notices a flipped bit. A pass of our own over the pieces is as fast as
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetool.release.pieces import count_pieces, find_bad, pieces_of
-from moetool.release.torrent.selection import absent_pieces
+from moetool.release.provenance import read_origin, read_recorded_torrent
+from moetool.release.source import Source, judge_metadata
+from moetool.release.torrent.selection import absent_pieces, chosen_paths, select
 from moetool.release.torrent.watch import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from moetool.extents import Extent
+    from moetool.release.magnet import Magnet
     from moetool.release.torrent.metainfo import Metainfo
 
     Look = Callable[[Metainfo, Path, Callable[[Progress], None]], list[bool]]
+
+
+def with_known_metadata(source: Source, out: Path | None) -> Source:
+    """Take the metadata from an earlier run of the same fetch: then no peer need have it."""
+    if source.meta is not None:
+        return source
+    wanted = {source.magnet.info_hash, source.magnet.info_hash_v2} - {None}
+    folders = [out, out.with_name(out.name + ".partial")] if out else Path().glob("*")
+    for folder in folders:
+        origin = read_origin(folder) if folder.is_dir() else None
+        if origin and wanted & set(origin.info_hashes):
+            meta = read_recorded_torrent(folder)
+            if meta and wanted <= set(meta.hashes):
+                return judge_metadata(source, select(meta, None))
+    return source
+
+
+def with_selection(
+    meta: Metainfo, magnet: Magnet, out: Path, on_progress: Callable[[Progress], None]
+) -> Metainfo:
+    """The torrent without the files that are not asked for, now or by an earlier run there.
+
+    Raises:
+        UsageFault: the link selects no file of it.
+    """
+    if not magnet.selected:
+        return meta
+    paths = chosen_paths(meta, magnet.selected)
+    for folder in (out, out.with_name(out.name + ".partial")):
+        origin = read_origin(folder) if folder.is_dir() else None
+        if origin is not None and origin.info_hashes == meta.hashes:
+            if origin.selected is None:
+                return meta
+            paths |= set(origin.selected)
+    named = ", ".join(sorted(paths)[:5]) + (", …" if len(paths) > 5 else "")  # noqa: PLR2004  # as cut
+    count = sum(not file.pad for file in meta.files)
+    on_progress(Progress("metadata", told=f"{len(paths)} of {count} files are selected: {named}"))
+    return select(meta, paths)
 
 
 def prepare(

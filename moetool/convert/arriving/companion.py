@@ -32,7 +32,7 @@ from moetool.release.torrent.watch import Progress
 if TYPE_CHECKING:
     from moetool.formats import FileCheckpoint
     from moetool.release.live.arrivals import Arrivals
-    from moetool.release.live.proof import Streams
+    from moetool.release.live.streams import Streams
 
 AHEAD_NBYTES = 1 << 30
 """Downloaded at most beyond what is being read, where the raw files do not stay."""

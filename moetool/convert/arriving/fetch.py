@@ -18,7 +18,8 @@ from moetool.release.fetch import FetchJob, FetchReport, checked, fetch
 from moetool.release.live.arrivals import Arrivals
 from moetool.release.live.download import download_live
 from moetool.release.live.holes import refuse_without_holes
-from moetool.release.live.proof import Streams, prove
+from moetool.release.live.proof import ALGORITHMS, prove
+from moetool.release.live.streams import Streams
 from moetool.release.torrent.download import Downloaded, download
 from moetool.release.torrent.watch import Progress
 
@@ -131,7 +132,8 @@ class Keeping(FetchJob):
             return download(swarm, self.meta, self.partial, have, self.on_progress)
         arrivals = Arrivals(self.meta, self.partial)
         self.companion.begin(arrivals)
-        return download_live(swarm, arrivals, have, self.on_progress, self.companion.note)
+        # Who converts waits for each piece, and cannot wait for one that is bad on the disk.
+        return self._take(swarm, arrivals, have, self.companion.note, leave_bad=False)
 
 
 @dataclass(slots=True)
@@ -161,14 +163,14 @@ class Passing(FetchJob):
         arrivals = Arrivals(self.meta, self.partial, ahead)
         sizes = self.meta.file_sizes(self.partial)
         weights = {path for path in sizes if is_weight_file(path.name)}
-        streams = Streams(arrivals, {path: sizes[path] for path in weights})
+        streams = Streams(arrivals, lambda: dict.fromkeys(weights, ALGORITHMS))
         try:
             self.companion.begin(arrivals, streams)
             outcome = download_live(
                 swarm, arrivals, have, self.on_progress, self.companion.note, streams.nudge
             )
             self.payload, self.banned = outcome.payload, outcome.banned
-            streams.advance()
+            streams.finish()
         finally:
             streams.close()
         return checked(prove(self.source, arrivals, streams, weights))

@@ -102,8 +102,8 @@ def describe_source(
 ) -> dict[str, object]:
     """Where a conversion's input comes from: its files, and what a fetch and a verify recorded.
 
-    A recorded SHA-256, and the word that the verification found, count for a file of the same size
-    that is no younger than the record.
+    The word that the verification found, and a SHA-256 if one was taken, count for a file of the
+    same size that is no younger than the record.
     """
     known = _recorded_digests(folder) if folder is not None else {}
     files = {}
@@ -111,7 +111,7 @@ def describe_source(
         entry: dict[str, object] = {"nbytes": file.nbytes}
         nbytes, sha256, word, recorded_ns = known.get(file.name, (-1, "", "", 0))
         if nbytes == file.nbytes and file.mtime_ns <= recorded_ns:
-            entry |= {"sha256": sha256, "verified": word}
+            entry |= {"verified": word, **({"sha256": sha256} if sha256 else {})}
         files[file.name] = entry
     found: dict[str, object] = {"name": name, "files": files}
     origin = read_origin(folder) if folder is not None else None
@@ -232,7 +232,12 @@ def _recorded_digests(folder: Path) -> dict[str, tuple[int, str, str, int]]:
         recorded_ns = path.stat().st_mtime_ns
         files = json.loads(path.read_bytes())["files"]
         return {
-            name: (int(entry["nbytes"]), str(entry["sha256"]), str(entry["word"]), recorded_ns)
+            name: (
+                int(entry["nbytes"]),
+                str(entry.get("sha256", "")),
+                str(entry["word"]),
+                recorded_ns,
+            )
             for name, entry in files.items()
             if entry["word"] in {"MATCH", "NOT COVERED"}
         }

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from moetool.errors import TruncatedFile
 from moetool.extents import LocalFile
 from moetool.release.pieces import PieceMap, count_pieces
+from moetool.release.torrent.selection import wanted_pieces
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.release.torrent.metainfo import Metainfo
 
-URGENT = 7  # libtorrent's highest priority of a piece
+URGENT, _USUAL = 7, 4  # libtorrent's highest priority of a piece, and its default
 _BAND = 8  # pieces of one priority; each lower one has twice as many
 _PATIENCE_S = 0.5  # a waiting reader looks up so often
 
@@ -27,7 +28,7 @@ class Arrivals(PieceMap):
     """The pieces of one torrent in a folder; every method may be called from any thread.
 
     ``ahead`` is how many pieces may be asked for beyond the last one that a reader wanted; None
-    asks for all of them at once.
+    asks for all of them at once, and until somebody plans an order leaves it to the swarm.
 
     Raises:
         Refused: the torrent does not tell the digests of single pieces.
@@ -40,9 +41,10 @@ class Arrivals(PieceMap):
         self._ahead = ahead
         self._changed = threading.Condition()
         self._checked: set[int] = set()
+        self._closed: set[int] = set()  # those, and pieces of which we shall not know more
         self._asked: set[int] = set()
         self._wanted: set[int] = set()
-        self._order: list[int] = list(self.pieces) if ahead is None else []
+        self._order: list[int] = sorted(wanted_pieces(meta)) if ahead is None else []
         self._place: dict[int, int] = {}
         self._is_planned = False
         self._reached = -1  # the last place in the order that a reader wanted
@@ -55,7 +57,7 @@ class Arrivals(PieceMap):
             self._wanted |= wanted
             places = (self._place.get(index, -1) for index in wanted)
             reached = max([self._reached, *places])
-            new = wanted - self._checked - self._asked
+            new = wanted - self._closed - self._asked
             if new or reached > self._reached:
                 self._asked |= new
                 self._reached = reached
@@ -91,8 +93,12 @@ class Arrivals(PieceMap):
         """Enter a piece that was hashed and is right."""
         with self._changed:
             self._checked.add(index)
-            self._asked.discard(index)
-            self._note_change()
+            self._close(index)
+
+    def leave(self, index: int) -> None:
+        """Wait for a piece no longer, though we have not seen it right: it is judged later."""
+        with self._changed:
+            self._close(index)
 
     def fail(self, error: BaseException) -> None:
         """End all waiting with an error; the first one counts."""
@@ -121,6 +127,12 @@ class Arrivals(PieceMap):
             return frozenset(self._checked)
 
     @property
+    def n_closed(self) -> int:
+        """How many pieces nobody has to look at any more."""
+        with self._changed:
+            return len(self._closed)
+
+    @property
     def wanted(self) -> frozenset[int]:
         """All that readers have wanted so far."""
         with self._changed:
@@ -131,23 +143,33 @@ class Arrivals(PieceMap):
         """Whether the order is known and everything in it is here."""
         with self._changed:
             planned = self._is_planned or self._ahead is None
-            return planned and not self._asked and self._checked.issuperset(self._order)
+            return planned and not self._asked and self._closed.issuperset(self._order)
 
     @property
     def is_idle(self) -> bool:
         """Whether everything that may be asked for now is here."""
         with self._changed:
-            return not self._asked and self._checked.issuperset(self._allowed())
+            return not self._asked and self._closed.issuperset(self._allowed())
+
+    @property
+    def follows_swarm(self) -> bool:
+        """Whether nobody has planned in which order pieces come."""
+        with self._changed:
+            return self._ahead is None and not self._is_planned
 
     def priorities(self) -> list[int]:
         """A number from 0 (not asked for) to 7 for each piece, as libtorrent takes them."""
         with self._changed:
-            found = [0 if self._ahead is not None else 1] * count_pieces(self.meta)
-            for index in self._checked:
+            found = [0] * count_pieces(self.meta)
+            for index in self._closed:
                 found[index] = 1
-            left = [index for index in self._allowed() if index not in self._checked]
-            for rank, index in enumerate(left):
-                found[index] = max(2, URGENT - (rank // _BAND).bit_length())
+            if self._ahead is None and not self._is_planned:
+                for index in self._order:  # whether it is here or not: the list stays the same
+                    found[index] = _USUAL
+            else:
+                left = [index for index in self._allowed() if index not in self._closed]
+                for rank, index in enumerate(left):
+                    found[index] = max(2, URGENT - (rank // _BAND).bit_length())
             for index in self._asked:
                 found[index] = URGENT
             return found
@@ -162,6 +184,11 @@ class Arrivals(PieceMap):
         if self._ahead is None:
             return self._order
         return self._order[: self._reached + 1 + self._ahead]
+
+    def _close(self, index: int) -> None:
+        self._closed.add(index)
+        self._asked.discard(index)
+        self._note_change()
 
     def _note_change(self) -> None:
         self.version += 1

@@ -1,7 +1,12 @@
-"""A download whose pieces come in the order in which they are read."""
+"""A download whose pieces are hashed where they lie, in the order of who reads or of the swarm.
+
+libtorrent says that a piece is finished and writes it then: so a look may come too early, and the
+piece is looked at again, later and later. What is not right in the end is another's to judge.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +14,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moetool.errors import DigestMismatch
-from moetool.release.pieces import Piece, read_extent
 from moetool.release.torrent.download import Downloaded, Stay
+from moetool.release.torrent.order import Chooser
+from moetool.release.torrent.watch import Progress
+from moetool.release.verify.hashing import BLOCK_NBYTES
 
 if TYPE_CHECKING:
     from moetool.release.live.arrivals import Arrivals
+    from moetool.release.pieces import Piece
     from moetool.release.torrent.alerts import Status
     from moetool.release.torrent.session import Swarm
-    from moetool.release.torrent.watch import Progress
 
-_LOOKS = 4  # at a piece that libtorrent has finished; each waits twice as long as the one before
+_LOOKS = 9  # at a piece that libtorrent has finished; each waits twice as long as the one before
 _FIRST_LOOK_S = 0.1
 _CHECKERS = 2
 _TICK_S = 0.2
@@ -32,11 +39,14 @@ def download_live(
     on_progress: Callable[[Progress], None],
     note: Callable[[], str] = lambda: "",
     on_piece: Callable[[], None] = lambda: None,
+    *,
+    leave_bad: bool = False,
 ) -> Downloaded:
     """Download until all that was asked for is here; a bool for each piece that is here already.
 
     ``note`` is told with the progress: how far they are for whom it is done. ``on_piece`` is called
-    from any thread when a piece was hashed and is right.
+    from any thread when a piece was hashed and is right. With ``leave_bad`` a piece that is not is
+    left to who settles.
 
     Raises:
         NoRoomOnDisk, SystemFault, Stalled: see `moetool.release.torrent.download.download`.
@@ -56,7 +66,7 @@ def download_live(
         arrivals.priorities(),
     )
     with ThreadPoolExecutor(_CHECKERS, thread_name_prefix="pieces") as pool:
-        loop = _Loop(arrivals, stay, pool, on_piece)
+        loop = _Loop(arrivals, stay, pool, on_piece, Chooser(swarm.options.order), leave_bad)
         stay.join(have)
         while True:
             stay.wait(loop.has_rest)
@@ -65,7 +75,7 @@ def download_live(
             while arrivals.is_idle and not arrivals.is_complete:
                 arrivals.wait(_TICK_S)
             stay.rested()
-    swarm.session.remove_torrent(stay.handle)
+    stay.leave()
     return stay.took()
 
 
@@ -77,7 +87,11 @@ class _Loop:
     stay: Stay
     pool: ThreadPoolExecutor
     on_piece: Callable[[], None]
+    chooser: Chooser
+    leave_bad: bool
     handed: set[int] = field(default_factory=set)
+    _late: dict[int, tuple[int, float]] = field(default_factory=dict)  # looks, time of the next
+    _own: threading.local = field(default_factory=threading.local)
     _finished: int = -1  # pieces that libtorrent has, at the last look
     _version: int = -1
     _asked_s: float = 0.0
@@ -88,44 +102,81 @@ class _Loop:
     def has_rest(self, status: Status) -> bool:
         """Have new pieces hashed, and ask for what is wanted now; True while nothing is."""
         self.arrivals.go_on()
+        now_s = time.monotonic()
         if status.num_pieces != self._finished:
             self._finished = status.num_pieces
-            for index, piece in self._new(status.pieces):
-                self.handed.add(index)
-                self.pool.submit(self._check, piece)
-        version, now_s = self.arrivals.version, time.monotonic()
+            for index in self._new(status.pieces):
+                self._hand(index)
+        for index in [i for i, (_, due_s) in [*self._late.items()] if due_s <= now_s]:
+            self._late[index] = self._late[index][0], float("inf")  # until it was looked at
+            self.pool.submit(self._check, self.arrivals.pieces[index])
+        if len(self.handed) > self.arrivals.n_closed:
+            self.stay.rested()  # it is for us to go on, not for the swarm
+        self._choose_order(status, now_s)
+        self._ask(now_s)
+        return self.arrivals.is_idle
+
+    def _new(self, finished: Sequence[bool]) -> Iterator[int]:
+        """The pieces that libtorrent has finished since the last look."""
+        return (i for i, here in enumerate(finished) if here and i not in self.handed)
+
+    def _hand(self, index: int) -> None:
+        self.handed.add(index)
+        piece = self.arrivals.pieces.get(index)
+        if piece is None:
+            # It reaches into a file that is not here: libtorrent alone can have hashed it.
+            self.arrivals.leave(index)
+        else:
+            self.pool.submit(self._check, piece)
+
+    def _choose_order(self, status: Status, now_s: float) -> None:
+        if not self.arrivals.follows_swarm:
+            return
+        told = self.chooser.choose(
+            seeds=status.num_seeds,
+            peers=status.num_peers,
+            copies=status.distributed_copies,
+            now_s=now_s,
+        )
+        if told:
+            self.stay.follow(self.chooser.order)
+            self.stay.on_progress(Progress("download", told=told, order=self.chooser.order))
+
+    def _ask(self, now_s: float) -> None:
+        version = self.arrivals.version
         if version != self._version and now_s - self._asked_s >= _ASK_S:
             self._version, self._asked_s = version, now_s
             wanted = self.arrivals.priorities()
             if wanted != self.stay.priorities:
                 self.stay.priorities = wanted
                 self.stay.handle.prioritize_pieces(wanted)
-        return self.arrivals.is_idle
-
-    def _new(self, finished: Sequence[bool]) -> Iterator[tuple[int, Piece]]:
-        for index, piece in self.arrivals.pieces.items():
-            if index not in self.handed and finished[index : index + 1] == [True]:
-                yield index, piece
 
     def _check(self, piece: Piece) -> None:
         """Hash a piece where it lies; nobody reads it before."""
         try:
-            if self._is_right(piece):
+            if piece.is_right(self._buffer()):
+                self._late.pop(piece.index, None)
                 self.arrivals.check(piece.index)
                 self.on_piece()
+                return
+            looks = self._late.get(piece.index, (0, 0.0))[0] + 1
+            if looks < _LOOKS:
+                due_s = time.monotonic() + _FIRST_LOOK_S * 2 ** (looks - 1)
+                self._late[piece.index] = looks, due_s
+            elif self.leave_bad:
+                self._late.pop(piece.index)
+                self.arrivals.leave(piece.index)
             else:
                 self.arrivals.fail(_other_bytes(piece, self.arrivals.meta.name))
         except BaseException as error:  # noqa: BLE001  # whoever waits for the piece must hear of it
             self.arrivals.fail(error)
 
-    def _is_right(self, piece: Piece) -> bool:
-        for look in range(_LOOKS):
-            blocks = [read_extent(extent) for extent in piece.extents]
-            whole = [block for block in blocks if block is not None]
-            if len(whole) == len(blocks) and piece.matches(whole):
-                return True
-            time.sleep(_FIRST_LOOK_S * 2**look)
-        return False
+    def _buffer(self) -> memoryview:
+        """A buffer of this thread."""
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = memoryview(bytearray(BLOCK_NBYTES))
+        found: memoryview = self._own.buffer
+        return found
 
 
 def _other_bytes(piece: Piece, name: str) -> DigestMismatch:

@@ -8,17 +8,13 @@ said.
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moetool.extents import Claim, Digest, Extent, LocalFile
-from moetool.release.live.holes import punch
+from moetool.extents import Claim, Digest, Extent
 from moetool.release.verify.coverage import Tally
-from moetool.release.verify.digests import HASHES
 from moetool.release.verify.hashing import Wanted, read_digests
 from moetool.release.verify.references import references, trust_lines
 from moetool.release.verify.settle import (
@@ -34,83 +30,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.release.live.arrivals import Arrivals
+    from moetool.release.live.streams import Streams
     from moetool.release.source import Source
 
-_CHUNK = 1 << 20
 ALGORITHMS = ("md5", *RECORDED)
-
-
-class Streams:
-    """The digests of whole files, each taken from its front on as far as the pieces are here."""
-
-    def __init__(self, arrivals: Arrivals, files: Mapping[Path, int]) -> None:
-        self._arrivals = arrivals
-        self._files = {path: _Stream(path, nbytes) for path, nbytes in files.items()}
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="digests")
-
-    def nudge(self) -> None:
-        """Have what is new taken, in a thread."""
-        self._pool.submit(self._try)
-
-    def advance(self) -> None:
-        """Take all that can be taken."""
-        with self._lock:
-            for stream in self._files.values():
-                stream.advance(self._arrivals)
-
-    def give_back(self, ranges: Iterable[Extent]) -> None:
-        """Give ranges back to the disk, after what can be taken of them was taken.
-
-        Raises:
-            SystemFault: the machine said no.
-        """
-        held = list(ranges)
-        with self._lock:
-            for stream in {extent.path: self._files[extent.path] for extent in held}.values():
-                stream.advance(self._arrivals)
-            for extent in held:
-                stream = self._files[extent.path]
-                stream.is_broken |= stream.position < extent.end
-            punch(held)
-
-    def digests(self, path: Path) -> dict[str, str]:
-        """The digests of a file by algorithm; empty where they could not be taken to the end."""
-        stream = self._files[path]
-        if stream.is_broken or stream.position < stream.nbytes:
-            return {}
-        return {name: found.hexdigest() for name, found in stream.hashes.items()}
-
-    def close(self) -> None:
-        """End the thread."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _try(self) -> None:
-        try:
-            self.advance()
-        except BaseException as error:  # noqa: BLE001  # whoever waits must hear of it
-            self._arrivals.fail(error)
-
-
-class _Stream:
-    """The digests of one file up to a position."""
-
-    def __init__(self, path: Path, nbytes: int) -> None:
-        self.path, self.nbytes, self.position, self.is_broken = path, nbytes, 0, False
-        self.hashes = {name: HASHES[name]() for name in ALGORITHMS}
-
-    def advance(self, arrivals: Arrivals) -> None:
-        while self.position < self.nbytes and not self.is_broken:
-            index = arrivals.covering(self.path, self.position, 1)[0]
-            if not arrivals.has(index):
-                return
-            here = next(e for e in arrivals.pieces[index].extents if e.path == self.path)
-            with LocalFile(self.path) as file:
-                while self.position < here.end:
-                    content = file.pread(self.position, min(_CHUNK, here.end - self.position))
-                    for found in self.hashes.values():
-                        found.update(memoryview(content))
-                    self.position += len(content)
 
 
 def prove(source: Source, arrivals: Arrivals, streams: Streams, weights: set[Path]) -> VerifyReport:

@@ -10,6 +10,7 @@ layers, merkle   the trees of v2 torrents
 profile   the settings of a session, each with its reason
 alerts    what libtorrent says while it works
 watch     when a download goes on, and when it must begin anew
+order     in which order pieces are asked for, and why
 doctor    why nothing comes, in one line, and what helps
 web_seeds examined by ourselves
 selection some files of a torrent, the others absent

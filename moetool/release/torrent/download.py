@@ -12,6 +12,7 @@ from moetool.release.pieces import count_pieces, ends_of
 from moetool.release.resume import fill_out
 from moetool.release.torrent.alerts import Seen, progress_of, raise_disk_errors, stalled
 from moetool.release.torrent.doctor import Diagnosis, Remedy, diagnose
+from moetool.release.torrent.order import SEQUENTIAL
 from moetool.release.torrent.selection import wanted_pieces
 from moetool.release.torrent.session import Swarm, load
 from moetool.release.torrent.watch import Decision, Peer, Progress, Sample, Watchdog
@@ -54,7 +55,7 @@ def download(
     stay = Stay(swarm, meta, folder, on_progress, _ends_first(meta))
     stay.join(have)
     stay.wait(lambda status: stay.seen.finished or status.is_seeding)
-    swarm.session.remove_torrent(stay.handle)
+    stay.leave()
     return stay.took()
 
 
@@ -85,6 +86,7 @@ class Stay:
     another release, and each piece that it shares with a peer counts against that peer.
 
     ``priorities`` has a number for each piece, 0 where it is not asked for; None asks for all.
+    ``order`` is that of pieces of one priority.
     """
 
     swarm: Swarm
@@ -92,6 +94,7 @@ class Stay:
     folder: Path
     on_progress: Callable[[Progress], None]
     priorities: list[int] | None = None
+    order: str = ""
     seen: Seen = field(init=False)
     handle: Any = None
     _dog: Watchdog = field(init=False)
@@ -116,6 +119,8 @@ class Stay:
         adding.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
         adding.download_limit = options.max_down  # the session's do not hold for a LAN
         adding.upload_limit = options.max_up
+        if self.order == SEQUENTIAL:
+            adding.flags |= lt.torrent_flags.sequential_download
         if any(have):
             adding.have_pieces = list(have)
             fill_out(self.meta, self.folder)
@@ -148,6 +153,21 @@ class Stay:
         self.wait(
             lambda status: all(status.pieces[index : index + 1] == [True] for index in pieces)
         )
+
+    def follow(self, order: str) -> None:
+        """Have pieces of one priority come in this order from now on (see `order`)."""
+        import libtorrent as lt
+
+        self.order, flag = order, lt.torrent_flags.sequential_download
+        if order == SEQUENTIAL:
+            self.handle.set_flags(flag)
+        else:
+            self.handle.unset_flags(flag)
+
+    def leave(self) -> None:
+        """Leave the swarm; all that came is in the files then."""
+        self.swarm.flush(self.handle)
+        self.swarm.session.remove_torrent(self.handle)
 
     def wait(self, is_done: Callable[[lt.torrent_status], bool]) -> None:
         """Go on until the status of the torrent is as wanted.
@@ -226,7 +246,7 @@ class Stay:
             for path, some in self._ends.items()
             if all(index < len(have) and have[index] for index in some)
         )
-        return replace(now, ends=ends, folder=self.folder)
+        return replace(now, ends=ends, folder=self.folder, order=self.order)
 
     def _treat(self, why: Diagnosis, sample: Sample, decision: Decision) -> Iterator[str]:
         """Do what helps against the silence, if anything does; the lines to be told of it."""

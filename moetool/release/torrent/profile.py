@@ -1,7 +1,8 @@
 """How a session is set up: a profile that was measured, and what a user may choose.
 
 uTP off at first   two libtorrents reach 5 MB/s with it and 420 MB/s without, on one machine
-posix disk         the default says "piece finished" before the bytes can be read in the file
+disk               posix writes before it says "piece finished"; pread is twice as fast and writes
+                   after it, so it is for those who look at each piece until they see it
 long queues        500 requests of 16 KiB cap one peer at 164 MB/s where it is 50 ms away
 proxy              DHT, uTP and the port are off: they would go around it
 no incoming        nobody can connect to us unless a port is given; UPnP, NAT-PMP, LSD are off
@@ -17,6 +18,9 @@ from moetool.release.torrent.watch import REJOIN_AFTER_S, Peer
 
 WEB_REQUEST_NBYTES = 16 << 20
 """A web seed is asked for no more at once: smaller files come whole, also without ranges."""
+
+QUEUED_NBYTES = 32 << 20
+"""Received and not yet written; more of it is only more memory."""
 
 _ROUTERS = (
     "dht.libtorrent.org:25401,router.bittorrent.com:6881,"
@@ -59,6 +63,8 @@ class SwarmOptions:
     ``port`` 0 means that nobody can connect to us; peers are then only those that we connect to.
     ``gives`` False means that nobody gets anything from us: for files that are holes in part.
     ``encryption`` is allow, require or off; ``interface`` is a name or a numeric address.
+    ``order`` is auto, sequential or rarest (see `order`), ``disk`` posix or pread: how libtorrent
+    writes.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -73,6 +79,8 @@ class SwarmOptions:
     interface: str | None = None
     dht: bool = True
     gives: bool = True
+    order: str = "auto"
+    disk: str = "posix"
     metadata_timeout_s: float = 120.0
     stall_timeout_s: float = 600.0
     rejoin_after_s: float = REJOIN_AFTER_S
@@ -100,6 +108,9 @@ def profile(options: SwarmOptions) -> dict[str, Any]:
         "max_out_request_queue": 2000,
         "request_queue_time": 10,
         "piece_extent_affinity": True,
+        "aio_threads": 2,  # of pread: one that writes while the other waits
+        "hashing_threads": 1,
+        "max_queued_disk_bytes": QUEUED_NBYTES,
         "connections_limit": 500,
         "torrent_connect_boost": 80,
         "announce_to_all_trackers": True,

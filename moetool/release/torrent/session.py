@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TICK_MS = 200  # libtorrent's wait does not return on a signal
 CALL_AGAIN_S = 3.0
+FLUSH_S = 60.0  # a disk that takes longer for 32 MiB has another trouble, and it is told
 _USUAL = 4  # libtorrent's default priority
 _CHOKES, _WANTED = 8, 1  # peer_info: remote_choked, interesting
 
@@ -61,7 +62,7 @@ class Swarm:
     @cached_property
     def session(self) -> lt.session:
         """Opened when it is first needed: a release that is here already needs no network."""
-        session = open_session(profile(self.options))
+        session = open_session(profile(self.options), self.options.disk)
         if not self.options.ipv6:
             session.set_ip_filter(_no_ipv6())
         return session
@@ -160,6 +161,14 @@ class Swarm:
         self._payload = sample.payload
         return seen.add_to(sample, status.pieces)
 
+    def flush(self, handle: lt.torrent_handle) -> None:
+        """Wait until all that was received is written, or has surely failed to be."""
+        until_s = time.monotonic() + FLUSH_S
+        handle.flush_cache()
+        while time.monotonic() < until_s:
+            if any(type(alert).__name__ == "cache_flushed_alert" for alert in self.alerts(handle)):
+                return
+
     def treat(self, why: Diagnosis, quiet_s: float) -> Iterator[str]:
         """Let the doctor speak, and allow uTP where that may help; the lines to be told."""
         if told := self.doctor.speak(why, quiet_s):
@@ -215,14 +224,14 @@ def _no_ipv6() -> lt.ip_filter:
     return closed
 
 
-def open_session(settings: dict[str, Any]) -> lt.session:
+def open_session(settings: dict[str, Any], disk: str = "posix") -> lt.session:
     """A session with these settings, its files written and read without a map of memory."""
     import libtorrent as lt
 
     params = lt.session_params()
     settings["alert_mask"] = _alert_mask()
     params.settings = settings  # type: ignore[assignment]  # the stub wants a TypedDict
-    params.disk_io_constructor = "posix_disk_io_constructor"
+    params.disk_io_constructor = f"{disk}_disk_io_constructor"
     return lt.session(params)
 
 

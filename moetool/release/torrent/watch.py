@@ -26,7 +26,8 @@ class Progress:
 
     ``told`` is a line that is to be said once: what the doctor found (``cause`` names it in one
     word), or what was done about it. ``have`` has a bool for each piece, ``ends`` names the files
-    in ``folder`` of which both ends are here: what has a header can be looked into.
+    in ``folder`` of which both ends are here: what has a header can be looked into. ``order`` is
+    sequential or rarest, empty while it is not chosen (see `order`).
     """
 
     stage: str
@@ -43,6 +44,7 @@ class Progress:
     have: Sequence[bool] = ()
     ends: tuple[str, ...] = ()
     folder: Path | None = None
+    order: str = ""
 
 
 @dataclass(frozen=True, slots=True)

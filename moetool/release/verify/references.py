@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moetool.extents import Claim
 
 
+_NOT_NOTED = "moetool verify takes SHA-256 of all files and notes it"
 WEAK = {"md5": "MD5", "sha1": "SHA-1", "git-blob": "git's SHA-1"}
 
 
@@ -74,9 +75,10 @@ def trust_lines(
     used = {cover.algorithm for file in report.files for cover in file.coverage}
     weak = " and ".join(label for name, label in WEAK.items() if name in used)
     if weak:
+        noted = all("sha256" in {d.algorithm for d in file.digests} for file in report.files)
         lines.append(
             f"note     {weak}: proof against substitution by others, not against a publisher who "
-            "prepared two versions; SHA-256 is noted for later"
+            f"prepared two versions; {'SHA-256 is noted for later' if noted else _NOT_NOTED}"
         )
     lines += [
         f"note     {file.path.name} is covered by the torrent only, not by RELEASE"

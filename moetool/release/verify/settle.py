@@ -124,16 +124,18 @@ def settle(
     *,
     self_claims: Iterable[Claim] = (),
     record: Sequence[str] = RECORDED,
+    known: Mapping[Wanted, Computed] | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     threads: int | None = None,
 ) -> VerifyReport:
-    """Read every file once and settle every claim.
+    """Settle every claim, and read for that each file once, or what is not known of it.
 
     Args:
         claims: what publishers say of the bytes.
         files: the files to judge, each with the size that was promised, or None.
         self_claims: what the files say of themselves (zip CRC-32s).
         record: whole-file digests to compute besides, whether or not somebody claims them.
+        known: digests that were just taken of these bytes where they lie; those are not read again.
         on_progress: called with the bytes read and the bytes to read.
         threads: files, or parts of files, in work at a time.
 
@@ -149,8 +151,10 @@ def settle(
     wanted = _wanted(
         [*outside, *inside], {path: before[path] for path in files if path in whole}, record
     )
-    on_bytes = _adder(on_progress, _bytes_wanted(wanted))
-    found = read_digests(wanted, threads=threads, on_bytes=on_bytes)
+    known = known or {}
+    left = [want for want in wanted if want not in known]
+    on_bytes = _adder(on_progress, _bytes_wanted(left))
+    found = {**known, **read_digests(left, threads=threads, on_bytes=on_bytes)}
     _refuse_changed(before)
     ledgers = {path: _Ledger() for path in files}
     unsettled: list[Settled] = []
