@@ -1,11 +1,14 @@
 """A fetch from one seeder on the loopback address, beside other clients; and a full check of it.
 
-    python benchmarks/fetch.py [--gib 1] [--rounds 3] [--where /dev/shm] [--only WORD ...]
+    python benchmarks/fetch.py [--gib 4] [--rounds 3] [--where /dev/shm] [--only WORD ...]
 
 Rounds are interleaved: each runs every client once, on the same files and the same seeder. Goodput
-and CPU are those of whole processes, start and end included; ours hashes every byte once more
-after the download, the others do not. libtorrent as it is by default speaks uTP first, and is
-stopped after 15 s. transmission takes no peers of 127/8 and is not among them.
+and CPU are those of whole processes, start and end included. Ours hashes every piece once more
+where it lies and takes RELEASE's MD5, in both orders; once the release has no RELEASE, so that the
+pieces are all there is to check; and once ("download alone") nothing is. The others check what
+they receive, and nothing that lies on the disk. libtorrent as it is by default speaks uTP first; it
+and transmission are stopped after 15 s. transmission takes no peers of 127/8: it is left out where
+this machine has no other address.
 """
 
 from __future__ import annotations
@@ -30,29 +33,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moetool.release.torrent.bencode import encode
+from moetool.release.torrent.bencode import decode, encode
 from moetool.release.torrent.metainfo import piece_claims, read_torrent
 from moetool.release.verify.hashing import Wanted, read_digests
 
 PIECE = 4 << 20
 CHUNK = 1 << 20
-CAP_S = 15.0  # for libtorrent as it is by default
+CAP_S = 15.0  # for libtorrent as it is by default, and for transmission
 
 SEEDER = """
 import sys, libtorrent as lt
-torrent, folder = sys.argv[1:]
+folder, listen, *torrents = sys.argv[1:]
 params = lt.session_params()
-params.settings = {"listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
+params.settings = {"listen_interfaces": listen, "enable_dht": False, "enable_lsd": False,
     "enable_upnp": False, "enable_natpmp": False, "allow_multiple_connections_per_ip": True,
     "unchoke_slots_limit": -1, "max_allowed_in_request_queue": 4000,
     "send_buffer_watermark": 8 << 20, "send_buffer_watermark_factor": 150,
     "send_buffer_low_watermark": 1 << 20}
 params.disk_io_constructor = "posix_disk_io_constructor"
 session = lt.session(params)
-adding = lt.load_torrent_file(torrent)
-adding.save_path = folder
-adding.flags = lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
-session.add_torrent(adding)
+for torrent in torrents:
+    adding = lt.load_torrent_file(torrent)
+    adding.save_path = folder
+    adding.flags = lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
+    session.add_torrent(adding)
 while not session.is_listening():
     session.wait_for_alert(20)
     session.pop_alerts()
@@ -101,48 +105,72 @@ DIGEST_AFTER = """
 import json, sys, time
 from pathlib import Path
 from moetool.release.fetch import fetch
-from moetool.release.live.arrivals import Arrivals
-from moetool.release.live.download import download_live
-from moetool.release.live.proof import Streams
 from moetool.release.source import resolve_source
 from moetool.release.torrent.profile import SwarmOptions
-from moetool.release.torrent.session import Swarm
 torrent, out, port, order = sys.argv[1:]
-source, out = resolve_source(torrent), Path(out)
-options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False)
-began = last = time.perf_counter()
-if order == "rarest":
-    def hear(progress):
-        global last
-        if progress.stage == "download":
-            last = time.perf_counter()
-    fetch(source, out, options, on_progress=hear)
-else:
-    out.mkdir()
-    arrivals = Arrivals(source.meta, out)
-    sizes = source.meta.file_sizes(out)
-    weights = {path: size for path, size in sizes.items() if path.suffix == ".pth"}
-    streams = Streams(arrivals, weights)
-    def on_piece():
-        global last
+options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False, order=order)
+last = 0.0
+def hear(progress):
+    global last
+    if progress.stage == "download" and not progress.told:
         last = time.perf_counter()
-        streams.nudge()
-    with Swarm(options) as swarm:
-        download_live(swarm, arrivals, (), lambda _: None, on_piece=on_piece)
-    streams.advance()
-    assert all(streams.digests(path) for path in weights)
-    streams.close()
-print(json.dumps([last - began, time.perf_counter() - last]))
+fetch(resolve_source(torrent), Path(out), options, on_progress=hear)
+print(json.dumps(time.perf_counter() - last))
+"""
+
+ALONE = """
+import sys
+from pathlib import Path
+from moetool.release.source import resolve_source
+from moetool.release.torrent.download import download
+from moetool.release.torrent.profile import SwarmOptions
+from moetool.release.torrent.session import Swarm
+torrent, out, port = sys.argv[1:]
+options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False, disk="pread")
+Path(out).mkdir()
+with Swarm(options) as swarm:
+    download(swarm, resolve_source(torrent).meta, Path(out), (), lambda _: None)
+"""
+
+TRANSMISSION = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+torrent, work, cap = sys.argv[1:]
+done, config, copy = (Path(work, name) for name in ("done", "config", "copy"))
+script = Path(work, "script")
+script.write_text(f"#!/bin/sh\\ntouch {done}\\n")
+script.chmod(0o755)
+config.mkdir()
+off = dict.fromkeys(["dht-enabled", "lpd-enabled", "pex-enabled", "utp-enabled"], False)
+(config / "settings.json").write_text(json.dumps({**off, "encryption": 0, "cache-size-mb": 64}))
+words = ["transmission-cli", "-M", "-et", "-g", config, "-w", copy]
+began = time.monotonic()
+child = subprocess.Popen([*words, "-f", script, torrent], stdout=subprocess.DEVNULL)
+while not done.exists() and time.monotonic() - began < float(cap):
+    time.sleep(0.02)
+got = sum(p.stat().st_blocks * 512 for p in copy.rglob("*") if p.is_file())
+child.terminate()
+child.wait()
+print(json.dumps(got))
 """
 
 
 @dataclass(frozen=True)
 class Release:
-    """What is served: its files lie in ``folder`` below the torrent's name."""
+    """What is served from ``folder``: ``torrent`` has RELEASE beside the weights, ``bare`` not."""
 
     torrent: Path
+    bare: Path
     folder: Path
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Seeder:
+    """Where the files are served: at the loopback address, and at ``host`` if there is another."""
+
+    port: int
+    host: str | None
 
 
 @dataclass(frozen=True)
@@ -174,7 +202,15 @@ def publish(where: Path, nbytes: int) -> Release:
             whole.update(chunk)
             file.write(chunk)
     (folder / "RELEASE").write_text(f"{whole.hexdigest()}  {weights.name}\n")
-    paths = sorted(folder.iterdir())
+    torrents = []
+    for name, paths in (("synthetic", sorted(folder.iterdir())), ("bare", [weights])):
+        torrents.append(folder.with_name(f"{name}.torrent"))
+        torrents[-1].write_bytes(encode({b"info": info_of(folder.name, paths)}))
+    return Release(*torrents, folder.parent, sum(p.stat().st_size for p in folder.iterdir()))
+
+
+def info_of(name: str, paths: list[Path]) -> dict[bytes, object]:
+    """The info dict of files below a folder."""
     pieces, left = bytearray(), b""
     for path in paths:
         with path.open("rb") as file:
@@ -184,32 +220,45 @@ def publish(where: Path, nbytes: int) -> Release:
                     pieces += hashlib.sha1(left).digest()
                     left = b""
     pieces += hashlib.sha1(left).digest() if left else b""
-    info = {
-        b"name": folder.name.encode(),
+    return {
+        b"name": name.encode(),
         b"piece length": PIECE,
         b"files": [{b"length": p.stat().st_size, b"path": [p.name.encode()]} for p in paths],
         b"pieces": bytes(pieces),
     }
-    torrent = folder.with_name("synthetic.torrent")
-    torrent.write_bytes(encode({b"info": info}))
-    return Release(torrent, folder.parent, sum(p.stat().st_size for p in paths))
+
+
+def other_address() -> str | None:
+    """An address of this machine that is not of 127/8; None where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: the route is looked up
+        except OSError:
+            return None
+        return probe.getsockname()[0]
 
 
 @contextlib.contextmanager
-def seeding(release: Release) -> Iterator[int]:
-    """A seeder in a process of its own; gives its port."""
-    words = [sys.executable, "-c", SEEDER, release.torrent, release.folder]
+def seeding(release: Release) -> Iterator[Seeder]:
+    """A seeder in a process of its own."""
+    host = other_address()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    listen = ",".join(f"{address}:{port}" for address in ("127.0.0.1", host) if address)
+    words = [sys.executable, "-c", SEEDER, release.folder, listen, release.torrent, release.bare]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
-            yield int(child.stdout.readline())
+            assert int(child.stdout.readline()) == port
+            yield Seeder(port, host)
         finally:
             child.stdin.close()
 
 
 @contextlib.contextmanager
-def tracking(port: int) -> Iterator[str]:
-    """A tracker that names the seeder: aria2 takes peers from nowhere else."""
-    peers = socket.inet_aton("127.0.0.1") + struct.pack(">H", port)
+def tracking(host: str, port: int) -> Iterator[str]:
+    """A tracker that names the seeder: aria2 and transmission take peers from nowhere else."""
+    peers = socket.inet_aton(host) + struct.pack(">H", port)
     body = encode({b"interval": 60, b"peers": peers})
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -250,14 +299,18 @@ def measured(words: list[object], work: Path, nbytes: int | None) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, got)
 
 
-def clients(release: Release, port: int, tracker: str, work: Path) -> dict[str, tuple]:
+def clients(release: Release, seeder: Seeder, tracker: str, work: Path) -> dict[str, tuple]:
     """By name how each client is run, and how many bytes it gets (None: it says so)."""
+    port = seeder.port
     raw = [sys.executable, "-c", LIBTORRENT, release.torrent, work, port]
+    ours = [sys.executable, "-m", "moetool", "fetch", "--out", "copy", "--json", "--no-dht",
+            "--peer", f"127.0.0.1:{port}"]  # fmt: skip
     found = {
-        "moetool": (
-            [sys.executable, "-m", "moetool", "fetch", release.torrent, "--out", "copy", "--json",
-             "--no-dht", "--peer", f"127.0.0.1:{port}"],
-            release.nbytes,
+        "moetool, sequential": ([*ours, "--order", "sequential", release.torrent], release.nbytes),
+        "moetool, rarest first": ([*ours, "--order", "rarest", release.torrent], release.nbytes),
+        "moetool, pieces alone": ([*ours, release.bare], release.nbytes),
+        "moetool, download alone": (
+            [sys.executable, "-c", ALONE, release.torrent, work / "copy", port], release.nbytes,
         ),
         "libtorrent, uTP off": ([*raw, "tcp", 600], None),
         "libtorrent, default": ([*raw, "utp", CAP_S], None),
@@ -271,6 +324,20 @@ def clients(release: Release, port: int, tracker: str, work: Path) -> dict[str, 
             release.nbytes,
         )  # fmt: skip
     return found
+
+
+@contextlib.contextmanager
+def transmission(release: Release, seeder: Seeder, work: Path) -> Iterator[dict[str, tuple]]:
+    """How transmission is run, if it is here and the seeder has an address that it takes."""
+    if seeder.host is None or not shutil.which("transmission-cli"):
+        yield {}
+        return
+    with tracking(seeder.host, seeder.port) as tracker:
+        torrent = release.torrent.with_name("announced.torrent")
+        info = decode(release.torrent.read_bytes())[b"info"]
+        torrent.write_bytes(encode({b"announce": tracker.encode(), b"info": info}))
+        words = [sys.executable, "-c", TRANSMISSION, torrent, work, CAP_S]
+        yield {"transmission-cli": (words, None)}
 
 
 def checks(release: Release) -> dict[str, float]:
@@ -290,52 +357,61 @@ def checks(release: Release) -> dict[str, float]:
     return found
 
 
-def digest_after(release: Release, port: int, work: Path) -> dict[str, tuple[float, float]]:
-    """Seconds of the download, and from its last piece until RELEASE's md5 is ready."""
+def digest_after(release: Release, seeder: Seeder, work: Path) -> dict[str, float]:
+    """Seconds from the last piece until RELEASE's md5 is compared and the folder published."""
     found = {}
     for order in ("sequential", "rarest"):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        words = [sys.executable, "-c", DIGEST_AFTER, release.torrent, work / "copy", port, order]
+        words = [sys.executable, "-c", DIGEST_AFTER, release.torrent, work / "copy", seeder.port]
         done = subprocess.run(
-            [str(word) for word in words], capture_output=True, text=True, check=True,
+            [str(word) for word in [*words, order]], capture_output=True, text=True, check=True,
             env={**os.environ, "MOETOOL_HOME": str(work / "home")},
         )  # fmt: skip
-        found[f"md5 after the last piece, {order}"] = tuple(json.loads(done.stdout))
+        found[f"md5 after the last piece, {order}"] = json.loads(done.stdout)
     return found
 
 
 def main() -> None:
     """Print medians over the rounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--gib", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--where", type=Path, default=Path("/dev/shm"))
-    parser.add_argument("--only", nargs="*", default=[], help="clients whose name has such a word")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="clients whose name has such a word; md5, check"
+    )
     options = parser.parse_args()
     runs: dict[str, list[Run]] = defaultdict(list)
-    seconds: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=options.where, prefix="moetool-bench-") as name:
         release = publish(Path(name), int(options.gib * 1024) * CHUNK)
         work = Path(name) / "work"
-        with seeding(release) as port, tracking(port) as tracker:
+        with (
+            seeding(release) as seeder,
+            tracking("127.0.0.1", seeder.port) as tracker,
+            transmission(release, seeder, work) as others,
+        ):
             for _ in range(options.rounds):
-                for label, (words, nbytes) in clients(release, port, tracker, work).items():
+                everybody = clients(release, seeder, tracker, work) | others
+                for label, (words, nbytes) in everybody.items():
                     if not options.only or any(word in label for word in options.only):
                         runs[label].append(measured(words, work, nbytes))
-                if not options.only:
-                    for label, both in digest_after(release, port, work).items():
-                        seconds[label].append(both)
+                        print(f"  {label:34} {runs[label][-1]}", flush=True)
+                if not options.only or "md5" in options.only:
+                    for label, took in digest_after(release, seeder, work).items():
+                        seconds[label].append(took)
+                if not options.only or "check" in options.only:
                     for label, took in checks(release).items():
-                        seconds[label].append((took,))
+                        seconds[label].append(took)
     print(f"{release.nbytes / 1e9:.2f} GB, pieces of {PIECE >> 20} MiB, medians of "
           f"{options.rounds} rounds, {os.cpu_count()} cores")  # fmt: skip
     for label, some in runs.items():
         print(f"{label:36} {sorted(some, key=lambda run: run.nbytes / run.wall_s)[len(some) // 2]}")
     for label, some in seconds.items():
-        last = statistics.median(times[-1] for times in some)
-        rate = f"{release.nbytes / 1e9 / last:6.2f} GB/s" if label.startswith("check") else ""
-        print(f"{label:36} {last:6.2f} s {rate}")
+        took = statistics.median(some)
+        rate = f"{release.nbytes / 1e9 / took:6.2f} GB/s" if label.startswith("check") else ""
+        print(f"{label:36} {took:6.2f} s {rate}")
 
 
 if __name__ == "__main__":
