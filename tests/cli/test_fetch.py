@@ -59,6 +59,9 @@ def test_json_is_one_document_and_a_second_run_has_nothing_to_do(moetool, publis
         ([NOWHERE, "--tracker", "ftp://a:1/"], 2),
         ([NOWHERE, "--release-md5", "12"], 2),
         ([NOWHERE, "--port", "70000"], 2),
+        ([NOWHERE, "--order", "random"], 2),
+        ([NOWHERE, "--order", "rarest", "--only", "router"], 2),
+        (["hf:owner/name", "--order", "rarest"], 2),
     ],
 )
 def test_what_cannot_be_meant_is_2_and_leaves_nothing(words, code, moetool, tmp_path):

@@ -95,6 +95,23 @@ def test_events_are_json_and_nothing_else_is(moetool, published, monkeypatch):
     assert json.loads(done.stdout)["schema"] == "moetool.fetch"
 
 
+@pytest.mark.parametrize(
+    ("wish", "order", "told"),
+    [
+        ("auto", "sequential", "order: sequential, so that md5 follows; 1 seed"),
+        ("rarest", "rarest", "order: rarest first, as asked for"),
+    ],
+)
+def test_the_order_is_told_once_and_in_each_event(moetool, published, wish, order, told):
+    words = ["fetch", published.torrent, "--out", "here", "--no-dht", "--events", "--order", wish]
+    with seed(published.torrent, published.folder) as seeder:
+        events = _lines(moetool(*words, "--peer", seeder.peer, "--max-down", "1", check=0).stderr)
+    assert [e["text"] for e in events if e.get("text", "").startswith("order: ")] == [told]
+    orders = [e["order"] for e in events if e["event"] == "progress" and e["stage"] == "download"]
+    assert set(orders) <= {"", order}
+    assert orders[-1] == order
+
+
 def test_an_error_is_an_event_too(moetool):
     words = ["fetch", NOWHERE, "--no-dht", "--timeout", "1", "--events"]
     events = _lines(moetool(*words, check=6).stderr)

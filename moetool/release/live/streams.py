@@ -58,7 +58,9 @@ class Streams:
         streams = self._begun().values()
         jobs = [self._pool.submit(stream.advance) for stream in streams]
         total = sum(stream.nbytes for stream in streams)
-        while wait(jobs, _TICK_S).not_done:
+        is_over = False
+        while not is_over:
+            is_over = not wait(jobs, _TICK_S).not_done
             on_progress(Progress("verify", sum(stream.position for stream in streams), total))
         for job in jobs:
             job.result()
@@ -134,7 +136,7 @@ class _Stream:
 
     def is_due(self) -> bool:
         """Whether a thread should be given to it; True once until it has had its turn."""
-        if self._is_queued or self.position >= self.nbytes or self._end_of_next() is None:
+        if self._is_queued or self.is_broken or self._end_of_next() is None:
             return False
         self._is_queued = True
         return True

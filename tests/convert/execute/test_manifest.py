@@ -64,10 +64,15 @@ def test_it_knows_what_a_fetch_and_a_verify_recorded(convert, raw, tmp_path):
     assert all(line.startswith("source   NOT COVERED  ") for line in lines)
     assert "cd" * 32 in "\n".join(lines)
     assert "ab" * 20 in lines[-1]
+    del entry["sha256"]  # as a fetch leaves it, which hashed every piece
+    (ours / "digests.json").write_text(json.dumps({"files": {weights.name: entry}}))
+    convert(out="without")
+    source = json.loads((tmp_path / "without" / MANIFEST).read_bytes())["source"]
+    assert source["files"][weights.name] == {"nbytes": entry["nbytes"], "verified": "MATCH"}
     weights.touch()
     convert(out="later")
     source = json.loads((tmp_path / "later" / MANIFEST).read_bytes())["source"]
-    assert "sha256" not in source["files"][weights.name]
+    assert source["files"][weights.name] == {"nbytes": entry["nbytes"]}
     assert any(
         "no digest was known" in line for line in read_manifest(tmp_path / "later").trust_lines()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,27 @@ def test_what_is_waited_for_comes_first_and_no_more_than_the_window_is_asked_for
     assert not arrivals.is_complete
 
 
+def test_what_nobody_plans_comes_as_the_swarm_likes(release, arrivals):
+    assert arrivals.follows_swarm
+    arrivals.ask([7, 30])
+    arrivals.check(7)
+    found = arrivals.priorities()
+    assert {number for index, number in enumerate(found) if index != 30} == {4}
+    assert found[30] > 4
+    arrivals.plan(range(49))
+    assert not arrivals.follows_swarm
+
+
+def test_a_piece_that_is_left_to_others_is_waited_for_no_longer(arrivals):
+    arrivals.ask([7])
+    for index in set(arrivals.pieces) - {7}:
+        arrivals.check(index)
+    assert not arrivals.is_complete
+    arrivals.leave(7)
+    assert arrivals.is_complete
+    assert not arrivals.has(7)
+
+
 def test_earlier_places_in_the_order_have_higher_priorities(release, arrivals):
     order = list(reversed(range(40)))
     arrivals.plan(order)
@@ -129,3 +151,17 @@ def test_a_stream_whose_bytes_went_before_their_turn_has_no_digest(release, arri
     whole.finish()
     assert whole.digests(path)["md5"] in (release.folder / "RELEASE").read_text("utf-8")
     whole.close()
+
+
+def test_of_what_nothing_is_known_yet_nothing_is_taken(release, arrivals):
+    path, wish = release.folder / "tokenizer.model", []
+    streams = Streams(arrivals, lambda: wish[0] if wish else None)
+    for index in arrivals.pieces:
+        arrivals.check(index)
+        streams.nudge()
+    assert streams.taken == {}
+    wish.append({path: {"md5", "sha1"}})
+    streams.finish()
+    assert streams.digests(path)["sha1"] == hashlib.sha1(path.read_bytes()).hexdigest()
+    assert {want.algorithm for want in streams.taken} == {"md5", "sha1"}
+    streams.close()
