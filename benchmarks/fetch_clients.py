@@ -103,7 +103,8 @@ script.write_text(f"#!/bin/sh\\ntouch {done}\\n")
 script.chmod(0o755)
 config.mkdir()
 off = dict.fromkeys(["dht-enabled", "lpd-enabled", "pex-enabled", "utp-enabled"], False)
-(config / "settings.json").write_text(json.dumps({**off, "encryption": 0, "cache-size-mb": 64}))
+more = {"encryption": 0, "cache-size-mb": 64, "preallocation": 0}  # blocks on disk are what came
+(config / "settings.json").write_text(json.dumps({**off, **more}))
 words = ["transmission-cli", "-M", "-et", "-g", config, "-w", copy]
 began = time.monotonic()
 child = subprocess.Popen([*words, "-f", script, torrent], stdout=subprocess.DEVNULL)

@@ -102,7 +102,10 @@ def test_events_are_json_and_nothing_else_is(moetool, published, monkeypatch):
         ("rarest", "rarest", "order: rarest first, as asked for"),
     ],
 )
-def test_the_order_is_told_once_and_in_each_event(moetool, published, wish, order, told):
+def test_the_order_is_told_once_and_in_each_event(
+    moetool, published, monkeypatch, wish, order, told
+):
+    monkeypatch.setattr(module, "EVENT_INTERVAL_S", 0.0)
     words = ["fetch", published.torrent, "--out", "here", "--no-dht", "--events", "--order", wish]
     with seed(published.torrent, published.folder) as seeder:
         events = _lines(moetool(*words, "--peer", seeder.peer, "--max-down", "1", check=0).stderr)

@@ -53,8 +53,9 @@ def download_live(
         DigestMismatch: a piece was not written as it was received.
         MoetoolError: what ended the work that reads.
     """
-    # Where nothing more is wanted for now, libtorrent would hang up on every seed.
-    swarm.session.apply_settings({"close_redundant_connections": False})
+    if not arrivals.follows_swarm:
+        # Where nothing more is wanted for now, libtorrent would hang up on every seed.
+        swarm.session.apply_settings({"close_redundant_connections": False})
     for index in arrivals.pieces:
         if have and have[index]:
             arrivals.check(index)
