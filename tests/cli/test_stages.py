@@ -108,7 +108,7 @@ def test_the_order_is_told_once_and_in_each_event(
     monkeypatch.setattr(module, "EVENT_INTERVAL_S", 0.0)
     words = ["fetch", published.torrent, "--out", "here", "--no-dht", "--events", "--order", wish]
     with seed(published.torrent, published.folder) as seeder:
-        events = _lines(moetool(*words, "--peer", seeder.peer, "--max-down", "1", check=0).stderr)
+        events = _lines(moetool(*words, "--peer", seeder.peer, "--max-down", "0.1", check=0).stderr)
     assert [e["text"] for e in events if e.get("text", "").startswith("order: ")] == [told]
     orders = [e["order"] for e in events if e["event"] == "progress" and e["stage"] == "download"]
     assert set(orders) <= {"", order}
