@@ -223,27 +223,7 @@ class FetchJob:
             arrivals = Arrivals(self.meta, self.partial)
         except Refused:  # the link of a v2 torrent does not tell the digests of single pieces
             return download(swarm, self.meta, self.partial, have, self.on_progress)
-        return self._take(swarm, arrivals, have)
-
-    def _take(
-        self,
-        swarm: Swarm,
-        arrivals: Arrivals,
-        have: list[bool],
-        note: Callable[[], str] = lambda: "",
-        *,
-        leave_bad: bool = True,
-    ) -> Downloaded:
-        """Download, and keep the digests that were taken meanwhile."""
-        found = take(
-            swarm,
-            arrivals,
-            have,
-            lambda: self._claims(arrivals.folder),
-            self.on_progress,
-            note,
-            leave_bad=leave_bad,
-        )
+        found = take(swarm, arrivals, have, lambda: self._claims(self.partial), self.on_progress)
         self.taken = found.digests
         return found.downloaded
 

@@ -132,8 +132,7 @@ class Keeping(FetchJob):
             return download(swarm, self.meta, self.partial, have, self.on_progress)
         arrivals = Arrivals(self.meta, self.partial)
         self.companion.begin(arrivals)
-        # Who converts waits for each piece, and cannot wait for one that is bad on the disk.
-        return self._take(swarm, arrivals, have, self.companion.note, leave_bad=False)
+        return download_live(swarm, arrivals, have, self.on_progress, self.companion.note)
 
 
 @dataclass(slots=True)

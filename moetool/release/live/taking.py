@@ -44,16 +44,12 @@ def take(
     have: Sequence[bool],
     claims: Callable[[], Iterable[Claim]],
     on_progress: Callable[[Progress], None],
-    note: Callable[[], str] = lambda: "",
-    *,
-    leave_bad: bool = True,
 ) -> Taken:
     """Download all pieces; a bool for each that is here already.
 
     Both ends of every file come first: a header lies there, and what has one can be inspected.
     ``claims`` gives what is claimed of the files, once their lists of digests are here. A piece
-    that is bad on the disk has no digest, so that who settles reads it; or it ends the download,
-    where ``leave_bad`` is False.
+    that is bad on the disk has no digest, so that who settles reads it.
 
     Raises:
         MoetoolError: see `download_live`.
@@ -64,7 +60,7 @@ def take(
     streams = Streams(arrivals, wish.algorithms)
     try:
         downloaded = download_live(
-            swarm, arrivals, have, on_progress, note, streams.nudge, leave_bad=leave_bad
+            swarm, arrivals, have, on_progress, on_piece=streams.nudge, leave_bad=True
         )
         streams.finish(on_progress)
     finally:
