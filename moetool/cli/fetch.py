@@ -34,6 +34,7 @@ from moetool.cli.swarm_options import (
 from moetool.errors import NetworkFault, UsageFault
 
 if TYPE_CHECKING:
+    from moetool.convert.arriving.companion import Wish
     from moetool.release.fetch import FetchReport
     from moetool.release.source import Source
     from moetool.release.torrent.profile import SwarmOptions
@@ -106,8 +107,8 @@ def fetch(
     )
     made = fetch_convert.ConvertWords(convert, convert_out, keep, layout, dtype, max_shard_size)
     if is_address(source):
-        given = {"order": order != "auto", **words.given(), **made.given()}
-        swarm = {"web_seeds": web_seeds, "only": only, **given}
+        chosen = {"web_seeds": web_seeds, "only": only, "order": order != "auto"}
+        swarm = {**chosen, **words.given(), **made.given()}
         fetch_hub.fetch(console, source, out, include, timeout, release_md5, swarm)
         return
     if include:
@@ -115,9 +116,21 @@ def fetch(
     wish = made.wish()
     selectors = fetch_only.selectors_of(only, wish)
     found = _resolved(source, release_md5, whole=wish is not None or bool(selectors))
-    options = words.options(seeds_of(found, wanted=web_seeds))
-    options = replace(options, order=_order(order, whole=wish is None and not selectors))
+    word = _order(order, whole=wish is None and not selectors)
+    options = replace(words.options(seeds_of(found, wanted=web_seeds)), order=word)
     _tell_source(console, found, options.web_seeds)
+    _fetch_as_wished(console, found, out, options, wish, selectors)
+
+
+def _fetch_as_wished(
+    console: Console,
+    found: Source,
+    out: Path | None,
+    options: SwarmOptions,
+    wish: Wish | None,
+    selectors: tuple[str, ...],
+) -> None:
+    """Fetch and convert, a part, or all; and print what came of it."""
     if wish is not None:
         both = fetch_convert.run(console, found, out, wish, options)
         console.result(both, lambda: fetch_convert.render(console, both))
