@@ -20,6 +20,12 @@ from moetool.cli.options import (
     resolve,
 )
 from moetool.cli.plan_table import render_plan
+from moetool.cli.publish import (
+    TrackerOption,
+    WebSeedOption,
+    publication_of,
+    render_published,
+)
 from moetool.cli.quantising import (
     EmbeddingTypeOption,
     ImatrixOption,
@@ -32,9 +38,12 @@ from moetool.cli.quantising import (
 from moetool.errors import NoRoomOnDisk
 
 if TYPE_CHECKING:
+    from moetool.cli.publish import Publication
     from moetool.convert.casts import CastReport
     from moetool.convert.execute.run import Manner
     from moetool.convert.job import ConvertReport, Job, Source
+    from moetool.convert.quantised.recipe import Recipe
+    from moetool.convert.targets import Target
     from moetool.formats import FileCheckpoint
 
 _PARTIAL = ".partial"  # behind the name of a folder that a fetch has not finished
@@ -87,6 +96,14 @@ CertificateOption = Annotated[
         help="Compare the output with its source, value by value, before it gets its name",
     ),
 ]
+PublishOption = Annotated[
+    bool,
+    typer.Option(
+        "--publish",
+        help="Make the .torrent and the link of the output, hashed while it is written; see "
+        "moetool publish",
+    ),
+]
 DryRunOption = Annotated[
     bool,
     typer.Option(
@@ -112,6 +129,9 @@ def convert(
     restart: RestartOption = False,
     readback: ReadbackOption = True,
     certificate: CertificateOption = True,
+    publish: PublishOption = False,
+    tracker: TrackerOption = None,
+    web_seed: WebSeedOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -123,19 +143,16 @@ def convert(
     After an interruption the same command goes on.
     """
     from moetool.convert.execute.run import Manner
-    from moetool.convert.job import open_source, prepare
-    from moetool.convert.targets import find_dtype, find_target
+    from moetool.convert.job import open_source
     from moetool.formats import open_checkpoint
 
     console = Console(json, quiet)
     recipe = read_recipe(dtype, imatrix, tensor_type, output_type, embedding_type, pure=pure)
-    target = find_target(to, layout)
-    storage = None if recipe else find_dtype(dtype)
-    largest = parse_size(max_shard_size, "--max-shard-size")
+    target, prepare = preparer(to, layout, dtype, max_shard_size, recipe, allow_overflow)
+    publication = publication_of(publish, tracker, web_seed, force=force)
 
     def prepared(source: Source, folder: Path) -> Job:
-        return prepare(source, target, out or _beside(folder, target.convention), largest,
-                       dtype=storage, allow_overflow=allow_overflow, recipe=recipe)  # fmt: skip
+        return prepare(source, out or _beside(folder, target.convention))
 
     if dry_run:
         _show_plan(console, _fetched_or_coming(path), prepared, readback=readback,
@@ -148,14 +165,62 @@ def convert(
             "convert", source, job.out, to=to, layout=layout, max_shard_size=max_shard_size,
             dtype=dtype, imatrix=imatrix, tensor_type=tensor_type, output_type=output_type,
             embedding_type=embedding_type, pure=pure, allow_overflow=allow_overflow, force=force,
-            no_readback=not readback, no_certificate=not certificate, json=json, quiet=quiet,
+            no_readback=not readback, no_certificate=not certificate, publish=publish,
+            tracker=tracker, web_seed=web_seed, json=json, quiet=quiet,
         )  # fmt: skip
         manner = Manner(force=force, restart=restart, readback=readback, again=again)
-        report = _run(console, job, checkpoint, manner, certificate=certificate)
+        report = _run(console, job, checkpoint, manner, publication, certificate=certificate)
     console.result(report, lambda: _render(console, report, _title(job)))
 
 
+def preparer(
+    to: str | None,
+    layout: str | None,
+    dtype: str,
+    max_shard_size: str | None,
+    recipe: Recipe | None,
+    allow_overflow: bool = False,
+) -> tuple[Target, Callable[[Source, Path], Job]]:
+    """What is made, and what gives the job for a source and the folder to make, of these words.
+
+    Raises:
+        UsageFault: there is no such format, layout, type or size.
+    """
+    from moetool.convert.job import prepare
+    from moetool.convert.targets import find_dtype, find_target
+
+    target = find_target(to, layout)
+    storage = None if recipe else find_dtype(dtype)
+    largest = parse_size(max_shard_size, "--max-shard-size")
+
+    def prepared(source: Source, out: Path) -> Job:
+        return prepare(source, target, out, largest, dtype=storage, allow_overflow=allow_overflow,
+                       recipe=recipe)  # fmt: skip
+
+    return target, prepared
+
+
 def _run(
+    console: Console,
+    job: Job,
+    checkpoint: FileCheckpoint,
+    manner: Manner,
+    publication: Publication | None,
+    *,
+    certificate: bool,
+) -> ConvertReport:
+    """Convert, and publish where that is wanted."""
+    from moetool.release.publish.taken import TakenPieces
+
+    if publication is None:
+        return _convert(console, job, checkpoint, manner, certificate=certificate)
+    taken = TakenPieces(job.plan.nbytes)
+    manner = replace(manner, taken=taken)
+    report = _convert(console, job, checkpoint, manner, certificate=certificate)
+    return replace(report, published=publication.run(console, job.out, taken))
+
+
+def _convert(
     console: Console, job: Job, checkpoint: FileCheckpoint, manner: Manner, *, certificate: bool
 ) -> ConvertReport:
     """Convert, with the certificate at the end where it is wanted."""
@@ -251,6 +316,9 @@ def _render(console: Console, report: ConvertReport, title: str) -> None:
     if isinstance(report.certificate, Certificate):
         console.line()
         render_certificate(console, report.certificate)
+    if report.published:
+        console.line()
+        render_published(console, report.published)
 
 
 def _render_casts(console: Console, casts: CastReport) -> None:

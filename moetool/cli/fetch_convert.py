@@ -15,8 +15,6 @@ from moetool.errors import UsageFault
 if TYPE_CHECKING:
     from moetool.convert.arriving.companion import Wish
     from moetool.convert.arriving.fetch import FetchConvertReport
-    from moetool.convert.job import Job
-    from moetool.convert.job import Source as Weights
     from moetool.release.source import Source
     from moetool.release.torrent.profile import SwarmOptions
 
@@ -90,20 +88,13 @@ class ConvertWords:
                     hint="add --convert safetensors or --convert gguf",
                 )
             return None
-        from moetool.cli.options import parse_size, typed_command
+        from moetool.cli.convert import preparer
+        from moetool.cli.options import typed_command
         from moetool.cli.quantising import read_recipe
         from moetool.convert.arriving.companion import Wish
-        from moetool.convert.job import prepare
-        from moetool.convert.targets import find_dtype, find_target
 
         recipe = read_recipe(self.dtype, None, None, None, None, pure=False)
-        target = find_target(self.to, self.layout)
-        storage = None if recipe else find_dtype(self.dtype)
-        largest = parse_size(self.max_shard_size, "--max-shard-size")
-
-        def prepared(source: Weights, out: Path) -> Job:
-            return prepare(source, target, out, largest, dtype=storage, recipe=recipe)
-
+        target, prepared = preparer(self.to, self.layout, self.dtype, self.max_shard_size, recipe)
         return Wish(prepared, target.convention, self.out, self.keep, again=typed_command())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from moetool.errors import UsageFault
 
 if TYPE_CHECKING:
     from moetool.release.publish.run import Plan, PublishReport
+    from moetool.release.publish.taken import TakenPieces
 
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
@@ -72,14 +74,14 @@ def publish(
     conversion is published as it is: its manifest says what a RELEASE would.
     """
     from moetool.convert.execute.manifest import MANIFEST
-    from moetool.release.publish.run import dry_report, plan, run
+    from moetool.release.publish.run import dry_report, plan
 
     console = Console(json, quiet)
     is_conversion = (directory / MANIFEST).is_file()
     made = plan(
         directory,
-        trackers=tuple(dict.fromkeys(tracker_url(url) for url in tracker or ())),
-        web_seeds=tuple(dict.fromkeys(_web_seed(url) for url in web_seed or ())),
+        trackers=_trackers(tracker),
+        web_seeds=_web_seeds(web_seed),
         piece_length=_piece_length(piece_size),
         write_release=not no_release and not is_conversion,
         judge_lists=not no_release,
@@ -91,16 +93,69 @@ def publish(
         report = dry_report(made)
         console.result(report, lambda: _facts(console, report))
         return
-    with console.progress("hash", made.nbytes) as update:
-        done = 0
+    report = _run(console, made)
+    console.result(report, lambda: render_published(console, report))
 
-        def on_bytes(nbytes: int) -> None:
-            nonlocal done
-            done += nbytes
-            update(done, "")
 
-        report = run(made, on_bytes)
-    console.result(report, lambda: _render(console, report))
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """How the output of a conversion is published once it is there."""
+
+    trackers: tuple[str, ...]
+    web_seeds: tuple[str, ...]
+    force: bool
+
+    def run(self, console: Console, out: Path, taken: TakenPieces) -> PublishReport:
+        """Publish what was just written; nothing is read that was hashed then."""
+        from moetool.release.publish.run import plan
+
+        made = plan(
+            out,
+            trackers=self.trackers,
+            web_seeds=self.web_seeds,
+            write_release=False,  # its manifest says what a RELEASE would
+            force=self.force,
+        )
+        return _run(console, made, taken)
+
+
+def publication_of(
+    wanted: bool, trackers: list[str] | None, web_seeds: list[str] | None, *, force: bool
+) -> Publication | None:
+    """What the command line says of publishing; None where nothing is to be published.
+
+    Raises:
+        UsageFault: it says how, and not that; or an address is none.
+    """
+    if not wanted and (trackers or web_seeds):
+        raise UsageFault("--tracker and --web-seed say how to publish", hint="add --publish")
+    found = Publication(_trackers(trackers), _web_seeds(web_seeds), force)
+    return found if wanted else None
+
+
+def _run(console: Console, made: Plan, taken: TakenPieces | None = None) -> PublishReport:
+    """Hash what is not known yet, with a bar, and write."""
+    from moetool.release.publish.run import run
+
+    known = taken.known(made) if taken else {}
+    n_known = sum(e.nbytes for want in known for e in want.extents if want.algorithm == "sha1")
+    done = 0
+
+    def on_bytes(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        update(done, "")
+
+    with console.progress("hash", made.nbytes - n_known) as update:
+        return run(made, on_bytes, known)
+
+
+def _trackers(urls: list[str] | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tracker_url(url) for url in urls or ()))
+
+
+def _web_seeds(urls: list[str] | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_web_seed(url) for url in urls or ()))
 
 
 def _web_seed(url: str) -> str:
@@ -167,7 +222,8 @@ def _facts(console: Console, report: PublishReport) -> None:
     )
 
 
-def _render(console: Console, report: PublishReport) -> None:
+def render_published(console: Console, report: PublishReport) -> None:
+    """Print what was published, and what to do with it."""
     _facts(console, report)
     console.line(f"\n{report.magnet}")
     if report.release_md5:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moetool.arch.schema import StoredTensor
     from moetool.convert.quantised.recipe import Recipe
     from moetool.convert.targets import Target
+    from moetool.release.publish.run import PublishReport
     from moetool.tensors import Checkpoint, DType
 
 
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 class ConvertReport:
     """What was written; ``notes`` say what a user may miss in it.
 
-    ``certificate`` is what `moetool.proof` showed of it, where that was asked for.
+    ``certificate`` is what `moetool.proof` showed of it, and ``published`` its torrent, where these
+    were asked for.
     """
 
     schema: ClassVar[str] = "moetool.convert"
@@ -62,6 +64,7 @@ class ConvertReport:
     resumed_nbytes: int = 0
     notes: tuple[str, ...] = ()
     certificate: object = None
+    published: PublishReport | None = None
 
     @property
     def ok(self) -> bool:

@@ -140,3 +140,25 @@ def test_a_conversion_is_published_as_it_is(here, tmp_path):
     assert re.search(r"RELEASE +none", here("publish", "converted"))
     assert sorted(os.listdir(tmp_path / "converted")) == files
     assert "sha256-merkle" in here("verify", "converted")
+
+
+def test_a_conversion_is_published_as_it_is_written(moetool, here, tmp_path):
+    """The .torrent is that of `publish` afterwards; only what lies beside the weights is read."""
+    moetool("tiny", "raw", check=0)
+    tracker = ["--tracker", "udp://127.0.0.1:9/announce"]
+    report = json.loads(here("convert", "raw", "--out", "out", "--publish", *tracker, "--json"))
+    published = report["published"]
+    weights = published["files"]["model.safetensors"]
+    assert published["read_nbytes"] == published["nbytes"] - weights
+    made = (tmp_path / "out.torrent").read_bytes()
+    (tmp_path / "out.torrent").unlink()
+    again = json.loads(here("publish", "out", *tracker, "--json"))
+    assert (tmp_path / "out.torrent").read_bytes() == made
+    assert again["magnet"] == published["magnet"]
+    assert again["read_nbytes"] == again["nbytes"]
+
+
+def test_words_of_publishing_without_it_are_refused(moetool):
+    moetool("tiny", "raw", check=0)
+    told = moetool("convert", "raw", "--tracker", "udp://127.0.0.1:9/announce", check=2).stderr
+    assert "add --publish" in told

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from moetool.convert.execute.lanes import Lanes
+    from moetool.convert.execute.lanes import Lane, Lanes
+    from moetool.release.publish.taken import FilePieces
     from moetool.tensors import Buffer
 
 PIECE_NBYTES = 1 << 20  # stays in a core's cache while the hashes pass over it
@@ -39,12 +40,25 @@ class HashedFile:
 
     ``kept`` bytes at the front are there from an earlier run, whose mark vouches for them. Until
     the position has passed them, bytes are hashed and not written. What lies behind is cut off.
+    ``pieces`` gets all bytes too, those that are kept included.
     """
 
-    def __init__(self, path: Path, nbytes: int, lanes: Lanes, kept: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        nbytes: int,
+        lanes: Lanes,
+        kept: int = 0,
+        pieces: FilePieces | None = None,
+    ) -> None:
         self.path, self.position, self._kept, self._lanes = path, 0, kept, lanes
         self._synced_at = kept
         self._sha256, self._xxh3 = hashlib.sha256(), xxhash.xxh3_128()
+        self._hashes: list[tuple[Lane, Callable[[memoryview], None]]] = [
+            (lanes.sha256, self._sha256.update), (lanes.xxh3, self._xxh3.update),
+        ]  # fmt: skip
+        if pieces is not None:
+            self._hashes += (lanes.sha1, pieces.sha1.update), (lanes.merkle, pieces.merkle.update)
         with refusals(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC) if kept else create_only(path)
             os.ftruncate(self._fd, kept)
@@ -55,8 +69,8 @@ class HashedFile:
         whole = memoryview(content).cast("B")
         for start in range(0, len(whole), PIECE_NBYTES):
             piece = whole[start : start + PIECE_NBYTES]
-            self._lanes.sha256.put(self._sha256.update, piece)
-            self._lanes.xxh3.put(self._xxh3.update, piece)
+            for lane, update in self._hashes:
+                lane.put(update, piece)
             if self.position >= self._kept:
                 self._lanes.write.put(self._write, piece, self.position)
             self.position += len(piece)

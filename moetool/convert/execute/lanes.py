@@ -2,6 +2,7 @@
 
     source ─read, CRC-32─> append ─┬─> SHA-256
     (the caller's thread)          ├─> XXH3 of the file and of each tensor
+                                   ├─> SHA-1 and SHA-256 tree of each piece, where it is published
                                    └─> write ─each 64 MiB, each mark─> sync
 
 Each arrow is a thread and a short queue that live as long as the conversion: hashlib, xxhash and
@@ -76,8 +77,9 @@ class Lanes:
 
     def __init__(self) -> None:
         self.sha256, self.xxh3, self.write = Lane("sha256"), Lane("xxh3"), Lane("write")
+        self.sha1, self.merkle = Lane("sha1"), Lane("merkle")
         self.sync = Lane("sync", 1)
-        self._all = (self.sha256, self.xxh3, self.write, self.sync)
+        self._all = (self.sha256, self.xxh3, self.sha1, self.merkle, self.write, self.sync)
 
     def drain(self) -> None:
         """Wait until everything is done; the order is that in which lanes hand to each other."""

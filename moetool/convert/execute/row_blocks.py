@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import xxhash
+from moetool.release.verify.digests import HASHES, BlockHash
 
 if TYPE_CHECKING:
     from moetool.tensors import Buffer, TensorInfo
@@ -33,32 +33,15 @@ class RowBlocksHash:
 
     def __init__(self, info: TensorInfo) -> None:
         self.rows = rows_of_a_block(info)
-        self._block_nbytes = self.rows * info.row_nbytes
-        self._left = self._block_nbytes
-        self._hash = xxhash.xxh3_64()
-        self._done: list[str] = []
+        self._blocks = BlockHash(HASHES["xxh3_64"], self.rows * info.row_nbytes)
 
     def update(self, content: Buffer) -> None:
         """Take the next bytes, however they are cut."""
-        data = memoryview(content).cast("B")
-        while data:
-            part = data[: self._left]
-            self._hash.update(part)
-            self._left -= len(part)
-            data = data[len(part) :]
-            if not self._left:
-                self._next()
+        self._blocks.update(memoryview(content).cast("B"))
 
     def finish(self) -> RowBlocks:
         """The blocks, once all bytes were taken."""
-        if self._left < self._block_nbytes:
-            self._next()
-        return RowBlocks(self.rows, tuple(self._done))
-
-    def _next(self) -> None:
-        self._done.append(self._hash.hexdigest())
-        self._hash.reset()
-        self._left = self._block_nbytes
+        return RowBlocks(self.rows, self._blocks.finish())
 
 
 def rows_of_a_block(info: TensorInfo) -> int:

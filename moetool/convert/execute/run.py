@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from moetool.convert.casts import CastAccount
     from moetool.convert.plan import Plan
+    from moetool.release.publish.taken import TakenPieces
     from moetool.tensors import Checkpoint
 
 AGAIN = "run the same command again to go on"
@@ -52,7 +53,8 @@ class Manner:
     folder that holds the whole output, before it has its name; the files it gives are written
     beside, and what it raises keeps the output from being published. ``on_sealed`` is told what is
     on the disk and in the journal, from any thread; ``arrived`` is called when the tensors are
-    written, and returns when their source is whole and settled.
+    written, and returns when their source is whole and settled. ``taken`` gets the digests of the
+    pieces of each file that is written, for a torrent of the output.
     """
 
     force: bool = False
@@ -63,6 +65,7 @@ class Manner:
     certify: Callable[[Path], Mapping[str, bytes]] | None = None
     on_sealed: Callable[[Mark | ShardRecord], None] = lambda _: None
     arrived: Callable[[], None] = lambda: None
+    taken: TakenPieces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def _run(
     with closing(Lanes()) as lanes, computing(order.plan):
         desk = Desk(
             work, source, journal, casts, lanes, _counter(progress, resumed), manner.readback,
-            manner.mark_nbytes,
+            manner.mark_nbytes, manner.taken,
         )  # fmt: skip
         records = write_plan(desk, order.plan, order.headers, held)
     manner.arrived()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from moetool.convert.execute.journal import Journal
     from moetool.convert.execute.lanes import Lanes
     from moetool.convert.plan import Shard, Step
+    from moetool.release.publish.taken import TakenPieces
     from moetool.tensors import Buffer, TensorInfo
 
 
@@ -58,6 +59,7 @@ class Desk:
     progress: Callable[[int, str], None]
     readback: bool = True
     mark_nbytes: int = MARK_NBYTES
+    taken: TakenPieces | None = None
 
 
 def write_shard(
@@ -72,8 +74,9 @@ def write_shard(
     """
     temporary = unfinished(desk.work, shard.file_name)
     kept = marks[-1].position if marks else 0
+    pieces = desk.taken.begin() if desk.taken else None
     try:
-        with closing(HashedFile(temporary, shard.nbytes, desk.lanes, kept)) as file:
+        with closing(HashedFile(temporary, shard.nbytes, desk.lanes, kept, pieces)) as file:
             draft = _Draft(desk, shard.file_name, file, marks)
             draft.fill(shard, metadata)
             record = draft.record()
@@ -85,8 +88,10 @@ def write_shard(
         temporary.unlink(missing_ok=True)
         raise
     with refusals(temporary):
-        temporary.rename(desk.work / shard.file_name)
+        finished = temporary.rename(desk.work / shard.file_name)
         sync_folder(desk.work)
+    if desk.taken and pieces:
+        desk.taken.keep(finished, pieces)
     desk.journal.add(record)
     return record
 

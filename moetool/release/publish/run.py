@@ -10,7 +10,7 @@ before the last one is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
@@ -73,6 +73,14 @@ class Plan:
         return sum(file.nbytes for file in self.files)
 
     @property
+    def listing(self) -> tuple[Listed, ...]:
+        """The files that will be published, a RELEASE to be written included."""
+        if self.release is not Listing.WRITTEN:
+            return self.files
+        text = _release_bytes(self, {file.path: NO_MD5 for file in self.files})
+        return _with_release(self.files, text)
+
+    @property
     def torrent(self) -> Path:
         """Where the .torrent goes: beside the folder, where `verify` and `repair` look for it."""
         return self.folder.with_name(self.folder.name + ".torrent")
@@ -83,7 +91,8 @@ class PublishReport:
     """What was published; sizes in bytes, hashes and ``release_md5`` in hex.
 
     ``is_new`` is False where the very same .torrent lay there already. After a dry run there are
-    neither hashes nor a magnet.
+    neither hashes nor a magnet. ``read_nbytes`` were read for it: what was hashed while it was
+    written is not.
     """
 
     schema: ClassVar[str] = "moetool.publish"
@@ -102,6 +111,7 @@ class PublishReport:
     info_hash_v2: str | None = None
     magnet: str | None = None
     release_md5: str | None = None
+    read_nbytes: int = 0
 
     @property
     def ok(self) -> bool:
@@ -156,7 +166,7 @@ def plan(
         judge_lists,
         v1_only,
     )
-    judge(folder, _listing(made), made.piece_length)
+    judge(folder, made.listing, made.piece_length)
     _refuse_other_torrent(made)
     for place in [folder.parent, *([folder] if made.release is Listing.WRITTEN else [])]:
         if not os.access(place, os.W_OK):
@@ -167,15 +177,20 @@ def plan(
 
 def dry_report(made: Plan) -> PublishReport:
     """What a plan comes to."""
-    return _report(made, made.release, _listing(made), is_new=not made.torrent.exists())
+    return _report(made, made.release, made.listing, is_new=not made.torrent.exists())
 
 
-def run(made: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> PublishReport:
+def run(
+    made: Plan,
+    on_bytes: Callable[[int], None] = lambda _: None,
+    known: Mapping[Wanted, Computed] | None = None,
+) -> PublishReport:
     """Read, hash, and write RELEASE and .torrent.
 
     Args:
         made: what `plan` gave.
         on_bytes: called with the bytes read since the last call, from any thread.
+        known: digests that need not be taken; see `moetool.release.publish.taken`.
 
     Raises:
         DigestMismatch: a list in the folder says otherwise than its files.
@@ -183,14 +198,21 @@ def run(made: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> Publish
         OutputExists: another .torrent is there.
         ReadFailed: the machine could not read.
     """
-    found = _hash(made, on_bytes)
+    read: list[int] = []
+
+    def count(nbytes: int) -> None:
+        read.append(nbytes)  # not a sum: it is called from several threads
+        on_bytes(nbytes)
+
+    found = _hash(made, count, known or {})
     md5s = {file.path: found[want].hex for file, want in _md5s_wanted(made).items()}
     listing, text = _decide_release(made, md5s)
     if listing is Listing.REPLACED and made.v1_only:
         # RELEASE may have another size now, which moves every piece behind it.
         write_durably(made.folder / RELEASE_FILE, text or b"")
         files, _ = find_files(made.folder)
-        return replace(run(replace(made, files=files), on_bytes), release=listing)
+        again = run(replace(made, files=files), count)
+        return replace(again, release=listing, read_nbytes=sum(read))
     files = _with_release(made.files, text) if text is not None else made.files
     form = v1 if made.v1_only else hybrid
     info, layers = form(made.folder, files, made.piece_length, found, text)
@@ -203,7 +225,8 @@ def run(made: Plan, on_bytes: Callable[[int], None] = lambda _: None) -> Publish
         write_durably(made.folder / RELEASE_FILE, text)
     if is_new:
         write_durably(made.torrent, data)
-    return _report(made, listing, files, is_new=is_new, meta=meta)
+    report = _report(made, listing, files, is_new=is_new, meta=meta)
+    return replace(report, read_nbytes=sum(read))
 
 
 def _report(
@@ -241,14 +264,6 @@ def _bytes_but_release(files: Sequence[Listed]) -> int:
     return sum(file.nbytes for file in files if file.path != RELEASE_FILE)
 
 
-def _listing(made: Plan) -> tuple[Listed, ...]:
-    """The files that will be published, a RELEASE to be written included."""
-    if made.release is not Listing.WRITTEN:
-        return made.files
-    text = _release_bytes(made, {file.path: NO_MD5 for file in made.files})
-    return _with_release(made.files, text)
-
-
 def _with_release(files: Sequence[Listed], text: bytes) -> tuple[Listed, ...]:
     new = Listed((RELEASE_FILE,), len(text))
     by_parts = {file.parts: file for file in (*files, new)}
@@ -267,16 +282,19 @@ def _release_bytes(made: Plan, md5s: dict[str, str]) -> bytes:
     return release_text(made.folder.name, listed).encode()
 
 
-def _hash(made: Plan, on_bytes: Callable[[int], None]) -> dict[Wanted, Computed]:
-    """Read every file once, for all digests."""
+def _hash(
+    made: Plan, on_bytes: Callable[[int], None], known: Mapping[Wanted, Computed]
+) -> dict[Wanted, Computed]:
+    """Read every file once, for all digests that are not known."""
     before = _states(made)
     is_coming = made.release is Listing.WRITTEN
-    listing, length = _listing(made), made.piece_length
+    listing, length = made.listing, made.piece_length
     if made.v1_only:
         pieces = v1_wanted(made.folder, listing, length, without_release=is_coming)
     else:
         pieces = hybrid_wanted(made.folder, made.files, length, len(listing))
-    found = read_digests(chain(_md5s_wanted(made).values(), pieces), on_bytes=on_bytes)
+    wanted = chain(_md5s_wanted(made).values(), pieces)
+    found = read_digests((w for w in wanted if w not in known), on_bytes=on_bytes) | dict(known)
     if _states(made) != before:
         raise SourceChanged("a file changed while it was read", where=str(made.folder))
     for want, outcome in found.items():
@@ -361,7 +379,7 @@ def _refuse_other_torrent(made: Plan) -> None:
         or there.piece_length != made.piece_length
         or (there.info_hash_v2 is None) != made.v1_only
         or (there.trackers, there.web_seeds) != (made.trackers, made.web_seeds)
-        or sizes != {file.path: file.nbytes for file in _listing(made)}
+        or sizes != {file.path: file.nbytes for file in made.listing}
     ):
         raise _other_torrent(made)
 

@@ -91,6 +91,37 @@ class Merkle:
         self._levels[height] = node
 
 
+class BlockHash:
+    """Digests of blocks of one size, the last one of what is left; the bytes come in any cut."""
+
+    __slots__ = ("_block_nbytes", "_done", "_hash", "_left", "_new")
+
+    def __init__(self, new: Callable[[], Hash], block_nbytes: int) -> None:
+        self._new, self._block_nbytes = new, block_nbytes
+        self._hash, self._left = new(), block_nbytes
+        self._done: list[str] = []
+
+    def update(self, data: memoryview, /) -> None:
+        """Take the next bytes."""
+        while data:
+            part = data[: self._left]
+            self._hash.update(part)
+            self._left -= len(part)
+            data = data[len(part) :]
+            if not self._left:
+                self._next()
+
+    def finish(self) -> tuple[str, ...]:
+        """The digest of each block in lower-case hex, once all bytes were taken."""
+        if self._left < self._block_nbytes:
+            self._next()
+        return tuple(self._done)
+
+    def _next(self) -> None:
+        self._done.append(self._hash.hexdigest())
+        self._hash, self._left = self._new(), self._block_nbytes
+
+
 class GitBlob:
     """SHA-1 over "blob SIZE", a zero byte and the content, which is held: the size comes first."""
 
