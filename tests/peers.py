@@ -1,4 +1,4 @@
-"""Peers of test swarms that keep to the first words of the protocol and then do as they like."""
+"""Peers of test swarms: such that say little, and one that only waits to be given something."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass
 
 from moetool.release.torrent.bencode import encode
@@ -71,3 +72,32 @@ def silent_peer(info_hash, *, extended=None, n_pieces=0, unchoke=True):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
+
+
+class Leecher:
+    """A client of libtorrent's own on 127.0.0.1 that takes a torrent of who comes to it."""
+
+    def __init__(self, torrent, folder):
+        import libtorrent as lt
+
+        off = dict.fromkeys(["enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp"], False)
+        self._session = lt.session({
+            "listen_interfaces": "127.0.0.1:0", "enable_outgoing_utp": False,
+            "allow_multiple_connections_per_ip": True,
+            "alert_mask": lt.alert_category.peer | lt.alert_category.connect, **off,
+        })  # fmt: skip
+        adding = lt.load_torrent_file(str(torrent))
+        adding.save_path = str(folder)
+        self.handle, until = self._session.add_torrent(adding), time.monotonic() + 10
+        while not self.port and time.monotonic() < until:
+            time.sleep(0.01)
+
+    @property
+    def port(self):
+        return self._session.listen_port()
+
+    def met(self):
+        """The addresses of those that came since the last call."""
+        alerts = self._session.pop_alerts()
+        came = [a for a in alerts if type(a).__name__ == "incoming_connection_alert"]
+        return {alert.endpoint[0] for alert in came}

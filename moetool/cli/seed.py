@@ -13,11 +13,12 @@ from moetool.cli.options import JsonOption, PathArgument, QuietOption, resolve
 from moetool.cli.stages import told_how_to_go_on
 from moetool.cli.swarm_options import (
     EncryptionOption,
+    InterfaceOption,
     Ipv6Option,
     MaxUpOption,
     NoDhtOption,
-    encryption_of,
-    tracker_url,
+    ProxyOption,
+    SwarmWords,
 )
 from moetool.errors import UsageFault
 
@@ -54,6 +55,7 @@ TimeOption = Annotated[
     float | None, typer.Option(min=0, help="End after so many minutes", show_default=False)
 ]
 TrackerOption = Annotated[list[str] | None, typer.Option(help="Also announce to this tracker")]
+PeerOption = Annotated[list[str] | None, typer.Option(help="Also call this peer, as ADDRESS:PORT")]
 
 
 def seed(
@@ -62,12 +64,15 @@ def seed(
     port: PortOption = 0,
     bind: BindOption = None,
     tracker: TrackerOption = None,
+    peer: PeerOption = None,
     no_dht: NoDhtOption = False,
     ratio: RatioOption = None,
     time: TimeOption = None,
     max_up: MaxUpOption = 0,
+    proxy: ProxyOption = None,
     encryption: EncryptionOption = "allow",
     ipv6: Ipv6Option = True,
+    interface: InterfaceOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -78,17 +83,16 @@ def seed(
     from moetool.release.publish.seeding import SeedOptions, find_torrent
 
     console = Console(json, quiet)
-    options = SeedOptions(
-        host=_address(bind),
-        port=port,
-        trackers=tuple(tracker_url(url) for url in tracker or ()),
-        dht=not no_dht,
-        max_up=int(max_up * 1e6),
-        encryption=encryption_of(encryption),
-        ipv6=ipv6,
-        ratio=ratio,
-        time_s=time * 60 if time is not None else None,
-    )
+    if bind and (proxy or interface):
+        raise UsageFault(
+            "--bind opens a door of its own", hint="leave it out, or --proxy and --interface"
+        )
+    words = SwarmWords(
+        tracker=tracker, peer=peer, port=port, max_up=max_up, no_dht=no_dht, proxy=proxy,
+        encryption=encryption, ipv6=ipv6, interface=interface,
+    )  # fmt: skip
+    seconds = time * 60 if time is not None else None
+    options = SeedOptions(words.options(), _address(bind), ratio, seconds)
     meta, folder = find_torrent(resolve(path, console), torrent)
     with told_how_to_go_on():
         report = _run(console, meta, folder, options)
@@ -115,7 +119,7 @@ def _run(console: Console, meta: Metainfo, folder: Path, options: SeedOptions) -
         def on_listening(magnet: str, where: str) -> None:
             nonlocal update
             bars.close()
-            console.note(f"every piece is right; seeding {safe(meta.name)} at {where}")
+            console.note(f"every piece is right; seeding {safe(meta.name)} at {safe(where)}")
             console.line(magnet)
             if console.json:
                 console.note(magnet)

@@ -9,7 +9,8 @@ from moetool.cli.swarm_options import SwarmWords, proxy_of
 from moetool.errors import UsageFault
 from moetool.release.torrent.profile import Proxy, SwarmOptions, profile
 from moetool.release.torrent.serve import seed
-from tests.proxies import serving_proxy
+from tests.peers import Leecher
+from tests.proxies import OUT, serving_proxy
 
 NOWHERE = "magnet:?xt=urn:btih:" + "ab" * 20
 
@@ -78,7 +79,7 @@ def test_where_connections_begin(words, listening):
     assert settings["outgoing_interfaces"] == words.get("interface", "")
 
 
-@pytest.mark.parametrize("command", ["fetch", "inspect", "repair"])
+@pytest.mark.parametrize("command", ["fetch", "inspect", "repair", "seed"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -90,8 +91,9 @@ def test_where_connections_begin(words, listening):
     ],
 )
 def test_what_cannot_be_meant_is_2(command, words, moetool, published):
-    source = published.folder if command == "repair" else NOWHERE
-    more = ["--torrent", published.torrent] if command == "repair" else []
+    has_folder = command in {"repair", "seed"}
+    source = published.folder if has_folder else NOWHERE
+    more = ["--torrent", published.torrent] if has_folder else []
     moetool(command, source, *more, *words, check=2)
 
 
@@ -100,7 +102,9 @@ def test_what_contradicts_itself_is_2(moetool, published):
     assert "hint: leave out --port, or --proxy" in done.stderr
     moetool("inspect", published.folder, "--no-ipv6", check=2)
     moetool("inspect", "https://127.0.0.1/x.pth", "--proxy", "socks5://a:1", check=2)
-    moetool("seed", published.folder, "--encryption", "no", check=2)
+    door = ["seed", published.folder, "--bind", "127.0.0.1"]
+    for way in (["--proxy", "socks5://a:1"], ["--interface", "lo"]):
+        assert "--bind opens a door" in moetool(*door, *way, check=2).stderr
 
 
 def test_fetch_inspect_and_repair_go_through_a_proxy(moetool, published, tmp_path):
@@ -121,6 +125,18 @@ def test_fetch_inspect_and_repair_go_through_a_proxy(moetool, published, tmp_pat
                 content[9_000] ^= 1
                 weights.write_bytes(content)
     assert weights.read_bytes() == (published.folder / weights.name).read_bytes()
+
+
+def test_a_seed_goes_through_a_proxy(moetool, published, tmp_path):
+    """It calls; who is called sees the proxy."""
+    leecher = Leecher(published.torrent, tmp_path)
+    with serving_proxy("socks5") as proxy:
+        way = ["--proxy", f"socks5://127.0.0.1:{proxy.port}", "--peer", f"127.0.0.1:{leecher.port}"]
+        limits = ["--no-dht", "--ratio", "0.9", "--time", "1"]
+        told = moetool("seed", published.folder, *way, *limits, check=0)
+    assert "the end by ratio" in told.stdout
+    assert f"seeding {published.folder.name} at nowhere: peers are called through" in told.stderr
+    assert leecher.met() == {OUT}
 
 
 def test_the_command_to_run_again_does_not_repeat_a_password(monkeypatch):

@@ -94,7 +94,7 @@ def test_aria2_downloads_what_we_seed(release, tracker, tmp_path):
             raise KeyboardInterrupt
 
     def serve():
-        options = SeedOptions(host="127.0.0.1", dht=False, time_s=60)
+        options = SeedOptions(SwarmOptions(dht=False), "127.0.0.1", time_s=60)
         with pytest.raises(BaseException, match="bytes were given"):
             seed(*find_torrent(release, None), options, on_listening=on_listening,
                  on_progress=on_progress)  # fmt: skip

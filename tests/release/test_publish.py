@@ -36,6 +36,9 @@ from moetool.release.torrent.bencode import decode
 from moetool.release.torrent.create import choose_piece_length
 from moetool.release.torrent.layers import with_layers
 from moetool.release.torrent.metainfo import read_torrent
+from moetool.release.torrent.profile import Proxy, SwarmOptions
+from tests.peers import Leecher
+from tests.proxies import OUT, serving_proxy
 
 KIB = 1024
 # Sizes about a leaf of 16 KiB and a piece of 32 and 64 KiB; one file lies in a folder.
@@ -300,7 +303,7 @@ def test_another_torrent_is_in_the_way_before_anything_is_read(make_folder):
 
 
 @contextlib.contextmanager
-def seeded(folder, torrent=None, **options):
+def seeded(folder, torrent=None, *, host="127.0.0.1", ratio=None, time_s=20, **reach):
     """Seed in a thread; yields the magnet with our address, ends as Ctrl-C does."""
     told, done, outcome = threading.Event(), threading.Event(), []
     links = []
@@ -316,8 +319,8 @@ def seeded(folder, torrent=None, **options):
     def run():
         try:
             meta, where = seeding.find_torrent(folder, torrent)
-            options_ = SeedOptions(**{"host": "127.0.0.1", "dht": False, "time_s": 20, **options})
-            outcome.append(seeding.seed(meta, where, options_, on_listening=on_listening,
+            options = SeedOptions(SwarmOptions(dht=False, **reach), host, ratio, time_s)
+            outcome.append(seeding.seed(meta, where, options, on_listening=on_listening,
                                         on_progress=on_progress))  # fmt: skip
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the test looks at it
             outcome.append(error)
@@ -376,13 +379,9 @@ def test_a_copy_that_came_by_a_link_alone_can_be_seeded(make_folder):
 
 def test_the_ratio_ends_it(make_folder, tmp_path):
     report = published(make_folder({"a.bin": 400_000}))
+    leecher = Leecher(report.torrent, tmp_path)
     with seeded(report.folder, ratio=0.3) as (magnet, outcome):
-        off = dict.fromkeys(["enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp"], False)
-        session = lt.session({"listen_interfaces": "127.0.0.1:0", "enable_outgoing_utp": False,
-                              "allow_multiple_connections_per_ip": True, **off})  # fmt: skip
-        adding = lt.load_torrent_file(str(report.torrent))
-        adding.save_path = str(tmp_path)
-        session.add_torrent(adding).connect_peer(address(magnet))
+        leecher.handle.connect_peer(address(magnet))
         until = time.monotonic() + 15
         while not outcome:
             assert time.monotonic() < until
@@ -403,6 +402,33 @@ def test_the_limit_is_that_of_the_torrent(make_folder, monkeypatch):
     with seeded(report.folder, max_up=200_000, time_s=0):
         pass
     assert limits == [200_000]
+
+
+def test_a_seed_behind_a_proxy_calls_and_is_not_called(make_folder, tmp_path):
+    """Who is called sees the proxy alone; the link names no address, and no port is open."""
+    report = published(make_folder({"a.bin": 400_000}))
+    leecher = Leecher(report.torrent, tmp_path)
+    with serving_proxy("socks5") as proxy:
+        way = Proxy("socks5", "127.0.0.1", proxy.port)
+        peers = (("127.0.0.1", leecher.port),)
+        with seeded(report.folder, host=None, ratio=0.9, proxy=way, peers=peers) as (link, outcome):
+            until = time.monotonic() + 15
+            while not outcome:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+    assert outcome[0].ended == "ratio"
+    assert leecher.met() == {OUT}
+    assert set(proxy.asked) == set(peers)
+    assert parse(link).peers == ()
+
+
+def test_a_seed_is_set_up_as_a_fetch_is():
+    reach = SwarmOptions(dht=False, encryption="require", ipv6=False, interface="127.0.0.1")
+    with seeding._listening(SeedOptions(reach), ()) as (swarm, port):
+        found = swarm.session.get_settings()
+        assert (swarm.session.listen_port(), found["listen_interfaces"]) == (port, "127.0.0.1:0")
+        assert (found["outgoing_interfaces"], found["in_enc_policy"]) == ("127.0.0.1", 0)
+        assert SeedOptions(reach).where(port) == f"127.0.0.1:{port}"
 
 
 def test_what_does_not_match_is_named_and_not_seeded(make_folder):

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,9 +25,10 @@ from moetool.release.source import read_torrent_file
 from moetool.release.torrent.alerts import raise_disk_errors
 from moetool.release.torrent.download import Stay
 from moetool.release.torrent.layers import with_layers
-from moetool.release.torrent.profile import SwarmOptions
+from moetool.release.torrent.profile import SwarmOptions, profile
 from moetool.release.torrent.selection import selected
 from moetool.release.torrent.session import Swarm
+from moetool.release.torrent.watch import Sample
 
 if TYPE_CHECKING:
     from moetool.release.torrent.metainfo import Metainfo
@@ -41,29 +42,30 @@ MAX_NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class SeedOptions:
-    """Where to listen and how long to give.
+    """How to reach the swarm, where to listen and how long to give.
 
-    ``host`` is the one address to listen on, None: all. ``port`` 0 takes any that is free.
-    ``ratio`` counts copies of the release and ``time_s`` seconds, None: no end. ``max_up`` counts
-    bytes per second, 0: no limit.
+    ``reach.port`` 0 takes any that is free. ``host`` is the one address to listen on, None: all of
+    the interface. Behind a proxy nobody can reach us: then peers are called, those of trackers and
+    those named. ``ratio`` counts copies of the release and ``time_s`` seconds, None: no end.
     """
 
+    reach: SwarmOptions = field(default_factory=SwarmOptions)
     host: str | None = None
-    port: int = 0
-    trackers: tuple[str, ...] = ()
-    dht: bool = True
-    max_up: int = 0
-    encryption: str = "allow"
-    ipv6: bool = True
     ratio: float | None = None
     time_s: float | None = None
 
     @property
     def interfaces(self) -> str:
         """In libtorrent's spelling (listen_interfaces)."""
-        everywhere = ["0.0.0.0", "::"] if self.ipv6 else ["0.0.0.0"]  # noqa: S104  # a seed is for all
-        hosts = [self.host] if self.host else everywhere
-        return ",".join(f"{_bracketed(host)}:{self.port}" for host in hosts)
+        if self.host:
+            return f"{_bracketed(self.host)}:{self.reach.port}"
+        return str(profile(self.reach)["listen_interfaces"])
+
+    def where(self, port: int) -> str:
+        """Where peers find us, in words; ``port`` is the one that was got."""
+        if proxy := self.reach.proxy:
+            return f"nowhere: peers are called through {_bracketed(proxy.host)}:{proxy.port}"
+        return f"{_bracketed(self.host or self.reach.interface or '*')}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +200,15 @@ def seed(
     given = Given()
     try:
         with _listening(options, _trackers(meta, options)) as (swarm, port):
-            stay = _join(swarm, check(meta, folder, on_bytes), folder, options.max_up)
+            stay = _join(swarm, check(meta, folder, on_bytes), folder)
             magnet = _magnet(meta, options, port)
-            on_listening(magnet, f"{_bracketed(options.host or '*')}:{port}")
+            on_listening(magnet, options.where(port))
             began = time.monotonic()
             while True:
                 _take_alerts(stay)
                 given = _given(stay.handle.status(), meta, time.monotonic() - began)
+                now = Sample(time.monotonic(), peers=given.peers)
+                swarm.call_again(now, stay.handle)
                 on_progress(given)
                 ended = _limit(given, options)
                 if ended:
@@ -218,21 +222,17 @@ def seed(
 @contextmanager
 def _listening(options: SeedOptions, trackers: tuple[str, ...]) -> Iterator[tuple[Swarm, int]]:
     """A session that has its port, and a closed door."""
-    reach = SwarmOptions(
-        trackers=trackers, dht=options.dht, encryption=options.encryption, ipv6=options.ipv6
-    )
-    with Swarm(reach) as swarm:
+    reach = replace(options.reach, trackers=trackers)
+    with Swarm(replace(reach, port=0)) as swarm:  # no port: nobody comes in
         swarm.session.apply_settings(
             {
                 "listen_interfaces": options.interfaces,
-                "max_retry_port_bind": 0,
-                "listen_system_port_fallback": False,
                 "allow_multiple_connections_per_ip": True,
                 "unchoke_slots_limit": -1,
             }
         )
-        swarm.options = replace(swarm.options, port=options.port)  # so that a port in use is told
-        yield swarm, _port(swarm, options)
+        swarm.options = reach  # so that a port in use is told
+        yield swarm, 0 if reach.proxy else _port(swarm, options)
         swarm.session.pause()
 
 
@@ -247,14 +247,14 @@ def _port(swarm: Swarm, options: SeedOptions) -> int:
     raise SystemFault("cannot listen for peers", where=options.interfaces)
 
 
-def _join(swarm: Swarm, meta: Metainfo, folder: Path, max_up: int) -> Stay:
+def _join(swarm: Swarm, meta: Metainfo, folder: Path) -> Stay:
     """The torrent, complete; then the door is opened."""
     # The priorities 0 mean that no piece is ever asked for, and so that no file is written to.
     stay = Stay(swarm, meta, folder, lambda _: None, [0] * count_pieces(meta))
     stay.join(())
-    stay.handle.set_upload_limit(max_up)  # the session's does not hold for a LAN
     _wait_until_complete(stay)
-    swarm.session.apply_settings({"enable_incoming_tcp": True, "enable_incoming_utp": True})
+    if swarm.options.proxy is None:  # a door beside it would show our address
+        swarm.session.apply_settings({"enable_incoming_tcp": True, "enable_incoming_utp": True})
     return stay
 
 
@@ -306,7 +306,7 @@ def _magnet(meta: Metainfo, options: SeedOptions, port: int) -> str:
 
 def _trackers(meta: Metainfo, options: SeedOptions) -> tuple[str, ...]:
     own = tuple(url for url in meta.trackers if is_tracker(url))
-    return tuple(dict.fromkeys(own + options.trackers))
+    return tuple(dict.fromkeys(own + options.reach.trackers))
 
 
 def _report(meta: Metainfo, folder: Path, magnet: str, given: Given, ended: str) -> SeedReport:
