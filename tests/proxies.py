@@ -1,4 +1,4 @@
-"""Proxies of test swarms: SOCKS5 (RFC 1928, 1929) and HTTP, for TCP only.
+"""Proxies of test swarms: SOCKS5 (RFC 1928, 1929), which may carry UDP, and HTTP.
 
 They go out from 127.0.0.2, so that whoever is reached can tell them from the one behind them.
 """
@@ -6,7 +6,9 @@ They go out from 127.0.0.2, so that whoever is reached can tell them from the on
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import select
 import socket
 import socketserver
 import struct
@@ -35,10 +37,11 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, handler, names, login):
+    def __init__(self, handler, names, login, udp):
         super().__init__(("127.0.0.1", 0), handler)
-        self.names, self.login = names, login
+        self.names, self.login, self.udp = names, login, udp
         self.asked: list[tuple[str, int]] = []
+        self.asked_udp: set[tuple[str, int]] = set()
         self.refused: list[str] = []
 
     def open(self, host, port):
@@ -77,12 +80,10 @@ class _Socks(socketserver.BaseRequestHandler):
                 self.server.refused.append(user)
                 return
         _, command, _, kind = self._read(4)
-        if kind == 3:
-            host = self._read(self._read(1)[0]).decode()
-        else:
-            family = socket.AF_INET if kind == 1 else socket.AF_INET6
-            host = socket.inet_ntop(family, self._read(4 if kind == 1 else 16))
-        port = struct.unpack(">H", self._read(2))[0]
+        host, port = _address(kind, self._read)
+        if command == 3 and self.server.udp:
+            self._relay()
+            return
         if command != 1:
             self.server.refused.append("udp" if command == 3 else "bind")
             self.request.sendall(b"\x05\x07\0\x01" + bytes(6))
@@ -94,6 +95,46 @@ class _Socks(socketserver.BaseRequestHandler):
             return
         self.request.sendall(b"\x05\0\0\x01" + bytes(6))
         _join(self.request, target)
+
+    def _relay(self):
+        """UDP ASSOCIATE: datagrams with their addresses before them, as long as TCP is open."""
+        inside, outside = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        with inside, outside:
+            inside.bind(("127.0.0.1", 0))
+            outside.bind((OUT, 0))
+            bound = socket.inet_aton("127.0.0.1") + struct.pack(">H", inside.getsockname()[1])
+            self.request.sendall(b"\x05\0\0\x01" + bound)
+            client = None
+            while True:
+                for ready in select.select([self.request, inside, outside], [], [])[0]:
+                    if ready is self.request:
+                        if not self.request.recv(1024):
+                            return
+                        continue
+                    data, sender = ready.recvfrom(1 << 16)
+                    if ready is inside:
+                        client = sender
+                        self._send_on(data, outside)
+                    elif client:
+                        head = socket.inet_aton(sender[0]) + struct.pack(">H", sender[1])
+                        inside.sendto(b"\0\0\0\x01" + head + data, client)
+
+    def _send_on(self, data, outside):
+        rest = io.BytesIO(data[4:])
+        host, port = _address(data[3], rest.read)
+        self.server.asked_udp.add((host, port))
+        with contextlib.suppress(OSError):
+            outside.sendto(rest.read(), (self.server.names.get(host, host), port))
+
+
+def _address(kind, read):
+    """A host and a port, as SOCKS5 writes them."""
+    if kind == 3:
+        host = read(read(1)[0]).decode()
+    else:
+        family = socket.AF_INET if kind == 1 else socket.AF_INET6
+        host = socket.inet_ntop(family, read(4 if kind == 1 else 16))
+    return host, struct.unpack(">H", read(2))[0]
 
 
 class _Http(socketserver.BaseRequestHandler):
@@ -116,10 +157,13 @@ class _Http(socketserver.BaseRequestHandler):
 
 
 @contextlib.contextmanager
-def serving_proxy(kind, *, names=None, login=None):
-    """A proxy; ``names`` are the hosts that only it knows, ``asked`` where it was sent to."""
+def serving_proxy(kind, *, names=None, login=None, udp=False):
+    """A proxy; ``names`` are the hosts that only it knows, ``asked`` where it was sent to.
+
+    With ``udp`` a SOCKS5 proxy carries datagrams too, to ``asked_udp``.
+    """
     handler = {"socks5": _Socks, "http": _Http}[kind]
-    with _Server(handler, names or {}, login) as server:
+    with _Server(handler, names or {}, login, udp) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         server.port = server.server_address[1]
         try:

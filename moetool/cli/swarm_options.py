@@ -54,7 +54,7 @@ ProxyOption = Annotated[
     typer.Option(
         metavar="URL",
         help="Reach peers and trackers through socks5://[USER:PASSWORD@]HOST:PORT or http://…; "
-        "without DHT, uTP and a port then, and names are resolved by the proxy",
+        "without DHT and a port then; SOCKS5 carries UDP too, and the proxy resolves names",
         show_default=False,
     ),
 ]

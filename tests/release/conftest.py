@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,3 +139,23 @@ def tracker():
     """An HTTP tracker that always names the given peers."""
     with serving_tracker(interval_s=60) as server:
         yield server
+
+
+@pytest.fixture
+def told():
+    """The lines that were said once of what goes wrong."""
+    lines = []
+
+    def hear(progress):
+        if progress.told and not progress.told.startswith("order: "):
+            lines.append(progress.told)
+
+    hear.lines = lines
+    return hear
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]

@@ -4,7 +4,7 @@ uTP off at first   two libtorrents reach 5 MB/s with it and 420 MB/s without, on
 disk               posix writes before it says "piece finished"; pread is twice as fast and writes
                    after it, so it is for those who look at each piece until they see it
 long queues        500 requests of 16 KiB cap one peer at 164 MB/s where it is 50 ms away
-proxy              DHT, uTP and the port are off: they would go around it
+proxy              DHT and the port are off, uTP goes through SOCKS5 or not at all
 no incoming        nobody can connect to us unless a port is given; UPnP, NAT-PMP, LSD are off
 """
 
@@ -141,9 +141,10 @@ def _interfaces(options: SwarmOptions) -> str:
 
 
 def _through(proxy: Proxy) -> dict[str, Any]:
-    """Everything through a proxy, names too; what it cannot carry is off, for it would go around.
+    """Everything through a proxy, names too; what would go around it is off.
 
-    The DHT asks for the addresses of its first nodes by itself, and uTP is UDP.
+    libtorrent asks for the addresses of the DHT's first nodes by itself, so whoever answers for
+    names would learn of it. Datagrams of trackers and of uTP go through SOCKS5 (UDP ASSOCIATE).
     """
     return {
         "proxy_type": _PROXIES[proxy.kind, bool(proxy.user)],

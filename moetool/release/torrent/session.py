@@ -7,7 +7,9 @@ Resume data are neither written nor read: libtorrent 2.1.1 believes them even of
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ TICK_MS = 200  # libtorrent's wait does not return on a signal
 CALL_AGAIN_S = 3.0
 FLUSH_S = 60.0  # a disk that takes longer for 32 MiB has another trouble, and it is told
 _USUAL = 4  # libtorrent's default priority
+_NOT_SENT = os.strerror(errno.EACCES)  # what libtorrent says of a datagram that it kept back
 _CHOKES, _WANTED = 8, 1  # peer_info: remote_choked, interesting
 
 
@@ -46,6 +49,9 @@ class Swarm:
         self._payload = -1
         self.met: set[Peer] = set()  # those that gave metadata are called for pieces at once
         self.doctor = Doctor(options.rejoin_after_s)
+        # Through a proxy or not at all: libtorrent keeps a datagram back until SOCKS5 takes it (and
+        # does not tell where the proxy refuses to). HTTP carries none.
+        self._may_send_udp = options.proxy is None or options.proxy.kind == "socks5"
 
     def __enter__(self) -> Self:
         return self
@@ -173,20 +179,28 @@ class Swarm:
         """Let the doctor speak, and allow uTP where that may help; the lines to be told."""
         if told := self.doctor.speak(why, quiet_s):
             yield told
-        if self.options.proxy is None and self.doctor.wants_utp(why, quiet_s):
+        if self._may_send_udp and self.doctor.wants_utp(why, quiet_s):
             self.session.apply_settings({"enable_outgoing_utp": True})
             yield self.doctor.use(Remedy.UTP)
 
     def call_again(
         self, sample: Sample, handle: lt.torrent_handle, dog: Watchdog | None = None
     ) -> None:
-        """Without peers: try the named peers again, for libtorrent forgets them."""
+        """Without peers: try the named peers again, for libtorrent forgets them.
+
+        So are trackers that speak UDP and were asked before the proxy was ready for datagrams.
+        """
         if sample.peers or (dog and dog.asked) or sample.now_s - self._called_s < CALL_AGAIN_S:
             return
         self._called_s = sample.now_s
         for peer in self.options.peers:
             if dog is None or peer not in dog.guilty:
                 handle.connect_peer(peer)
+        if sample.proxied and self._may_send_udp:
+            too_early = {url for url, why in sample.tracker_errors if why == _NOT_SENT}
+            for index, tracker in enumerate(handle.trackers()):
+                if tracker["url"] in too_early:
+                    handle.force_reannounce(0, index)
 
     def _listen_to_handshakes(self, *, wanted: bool) -> None:
         """Have alerts of what peers say of themselves: nothing else tells why none has it."""

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from moetool.errors import MetadataTimeout, Stalled
+from moetool.errors import Interrupted, MetadataTimeout, Stalled
 from moetool.release.fetch import fetch
 from moetool.release.source import resolve_source
+from moetool.release.torrent.doctor import Remedy
 from moetool.release.torrent.download import Stay
 from moetool.release.torrent.profile import Proxy
 from moetool.release.torrent.session import Swarm
@@ -106,6 +107,41 @@ def test_nothing_goes_around_a_proxy_that_carries_no_udp(kind, release, options,
         assert "1 peer known, none can be reached" in caught.value.what
         assert proxy.asked
     assert heard == []
+
+
+def test_a_proxy_that_carries_udp_is_used_for_it(release, seeders, options, told, tmp_path):
+    """A peer that is reached by uTP only is reached, and sees the proxy."""
+    data = release.torrent.read_bytes()
+    with (
+        seeders(data, release.folder, enable_incoming_tcp=False) as peer,
+        serving_proxy("socks5", udp=True) as proxy,
+        watched(peer) as seen,
+    ):
+        way = Proxy("socks5", "127.0.0.1", proxy.port)
+        swarm = options(peer, proxy=way, rejoin_after_s=1.5)
+        fetch(resolve_source(str(release.torrent)), tmp_path / "out", swarm, on_progress=told)
+    assert release.same_as(tmp_path / "out")
+    assert set(seen) == {OUT}
+    assert proxy.asked_udp == {(peer.host, peer.port)}
+    assert f"tried: {Remedy.UTP.value}" in told.lines
+
+
+def test_a_tracker_that_speaks_udp_is_asked_through_the_proxy(release, options, tmp_path):
+    """Its name too; the first question comes before the proxy is ready, and is asked again."""
+    name = "tracker.invalid"
+    with udp_ear() as (port, heard), serving_proxy("socks5", udp=True,
+                                                   names={name: "127.0.0.1"}) as proxy:  # fmt: skip
+        link = f"{release.magnet}&tr=udp%3A%2F%2F{name}%3A{port}%2Fannounce"
+
+        def until_it_was(_):
+            if proxy.asked_udp:
+                raise KeyboardInterrupt
+
+        swarm = options(proxy=Proxy("socks5", "127.0.0.1", proxy.port))
+        with pytest.raises(Interrupted):
+            fetch(resolve_source(link), tmp_path / "out", swarm, on_progress=until_it_was)
+    assert {host for _, (host, _) in heard} == {OUT}
+    assert proxy.asked_udp == {(name, port)}
 
 
 def test_without_a_proxy_the_same_is_heard(release, options, tmp_path):

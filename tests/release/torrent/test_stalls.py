@@ -22,26 +22,6 @@ from tests.web_seed import serving_web_seed
 
 
 @pytest.fixture
-def told():
-    """The lines that were said once of what goes wrong."""
-    lines = []
-
-    def hear(progress):
-        if progress.told and not progress.told.startswith("order: "):
-            lines.append(progress.told)
-
-    hear.lines = lines
-    return hear
-
-
-@pytest.fixture
-def closed_port():
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        yield holder.getsockname()[1]
-
-
-@pytest.fixture
 def stalls(release, options, told, tmp_path):
     """Fetch what will not come; the error, and what was said before."""
 
