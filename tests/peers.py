@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import struct
 import threading
@@ -10,6 +11,8 @@ import time
 from dataclasses import dataclass
 
 from moetool.release.torrent.bencode import encode
+
+_NUMBERS = itertools.count()  # libtorrent hangs up on two peers of one name
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ def _message(number, payload=b""):
 
 def _words(info_hash, extended, bitfield, unchoke):
     yield b"\x13BitTorrent protocol" + bytes([0, 0, 0, 0, 0, 0x10, 0, 0])
-    yield bytes.fromhex(info_hash) + b"-XX0001-abcdefghijkl"
+    yield bytes.fromhex(info_hash) + b"-XX0001-%012d" % next(_NUMBERS)
     yield _message(20, b"\0" + encode(extended))
     if bitfield:
         yield _message(5, bitfield)
@@ -42,10 +45,22 @@ def silent_peer(info_hash, *, extended=None, n_pieces=0, unchoke=True):
     bits = "1" * n_pieces + "0" * (-n_pieces % 8)
     bitfield = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
     words = b"".join(_words(info_hash, extended or {b"m": {}}, bitfield, unchoke))
+
+    def listen(client):
+        while client.recv(65536):
+            pass
+
+    with _listening(words, listen) as peer:
+        yield peer
+
+
+@contextlib.contextmanager
+def _listening(words, serve):
+    """Say the first words to whoever comes and shakes hands in plain text, then serve him."""
     server = socket.create_server(("127.0.0.1", 0))
     met, held = [], []
 
-    def serve():
+    def take():
         while True:
             try:
                 client, address = server.accept()
@@ -56,15 +71,15 @@ def silent_peer(info_hash, *, extended=None, n_pieces=0, unchoke=True):
 
     def talk(client, address):
         with contextlib.suppress(OSError):
-            if client.recv(20)[:1] != b"\x13":  # an encrypted handshake
+            first = client.recv(68, socket.MSG_WAITALL)
+            if first[:1] != b"\x13":  # an encrypted handshake
                 client.close()
                 return
             met.append(address)
             client.sendall(words)
-            while client.recv(65536):
-                pass
+            serve(client)
 
-    threading.Thread(target=serve, daemon=True).start()
+    threading.Thread(target=take, daemon=True).start()
     try:
         yield FakePeer("127.0.0.1", server.getsockname()[1], met)
     finally:
@@ -72,6 +87,48 @@ def silent_peer(info_hash, *, extended=None, n_pieces=0, unchoke=True):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
+
+
+@contextlib.contextmanager
+def giving_peer(info_hash, content, piece_length, *, blocks_a_turn=2, turn_s=0.05):
+    """A seeder that gives ``content`` slowly, however bad it is, and takes few requests at a time.
+
+    It unchokes whoever comes again and again: that makes libtorrent ask it for blocks of a piece
+    of which another peer gives some, too.
+    """
+    n_pieces = -(-len(content) // piece_length)
+    bits = "1" * n_pieces + "0" * (-n_pieces % 8)
+    bitfield = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+    words = b"".join(_words(info_hash, {b"m": {}, b"reqq": 4}, bitfield, unchoke=True))
+
+    def serve(client):
+        client.settimeout(turn_s)
+        buffer, asked = bytearray(), []
+        while True:
+            with contextlib.suppress(TimeoutError):
+                got = client.recv(65536)
+                if not got:
+                    return
+                buffer += got
+            while len(buffer) >= 4 and len(buffer) >= 4 + (length := _length(buffer)):
+                message = bytes(buffer[4 : 4 + length])
+                del buffer[: 4 + length]
+                if message[:1] == b"\6":
+                    asked.append(struct.unpack(">III", message[1:13]))
+            time.sleep(turn_s)
+            for index, begin, nbytes in asked[:blocks_a_turn]:
+                start = index * piece_length + begin
+                head = struct.pack(">II", index, begin)
+                client.sendall(_message(7, head + content[start : start + nbytes]))
+            del asked[:blocks_a_turn]
+            client.sendall(_message(1))
+
+    with _listening(words, serve) as peer:
+        yield peer
+
+
+def _length(buffer):
+    return int.from_bytes(buffer[:4], "big")
 
 
 class Leecher:

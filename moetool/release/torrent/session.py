@@ -151,6 +151,7 @@ class Swarm:
         self._received[handle] = status.total_download
         sample = Sample(
             now_s=time.monotonic(),
+            pieces=status.num_pieces,
             done=status.total_wanted_done,
             payload=status.total_payload_download,
             peers=status.num_peers,

@@ -49,18 +49,20 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What can be seen of the swarm at one moment; ``done`` counts verified bytes.
+    """What can be seen of the swarm at one moment; ``pieces`` counts those that are right.
 
-    ``payload`` counts all bytes that came, also those of pieces that are not whole yet.
-    ``availability`` is how many copies of each piece the connected peers have together, -1 when
-    that is not known; ``lacking`` are wanted pieces that none of them has. ``trackers`` is how many
-    there are, ``answered`` how many gave an answer. ``known`` counts peers of whom an address is
-    known, ``poor`` those that had nothing for us, ``choking`` those that have it and do not give.
-    ``failing`` is the piece that was wrong most often (``fails`` times), ``metadata_nbytes`` the
-    smallest size of the metadata that a peer says; ``without_metadata`` counts who has none.
+    ``done`` counts bytes that are here, also of pieces that are not whole: what comes of a piece
+    that turns out to be bad is taken off again. ``payload`` counts all bytes that came, bad ones
+    too. ``availability`` is how many copies of each piece the connected peers have together, -1
+    when that is not known; ``lacking`` are wanted pieces that none of them has. ``trackers`` is how
+    many there are, ``answered`` how many gave an answer. ``known`` counts peers of whom an address
+    is known, ``poor`` those that had nothing for us, ``choking`` those that have it and do not
+    give. ``failing`` is the piece that was wrong most often (``fails`` times), ``metadata_nbytes``
+    the smallest size of the metadata that a peer says; ``without_metadata`` counts who has none.
     """
 
     now_s: float
+    pieces: int = 0
     done: int = 0
     payload: int = 0
     peers: int = 0
@@ -127,6 +129,8 @@ class Watchdog:
     _payload_s: float = 0.0
     _done: int = -1
     _done_s: float = 0.0
+    _pieces: int = -1
+    _pieces_s: float = 0.0
 
     @property
     def banned(self) -> set[Peer]:
@@ -161,6 +165,8 @@ class Watchdog:
             self._payload, self._payload_s = sample.payload, sample.now_s
         if sample.done > self._done:
             self._done, self._done_s = sample.done, sample.now_s
+        if sample.pieces > self._pieces:
+            self._pieces, self._pieces_s = sample.pieces, sample.now_s
             self._fails = 0
         if sample.now_s - self._done_s >= self.stall_timeout_s:
             return Decision.GIVE_UP
@@ -169,7 +175,7 @@ class Watchdog:
             return Decision.QUESTION if self.suspects else Decision.REJOIN
         if self.asked is None and quiet and self.suspects:
             return Decision.QUESTION
-        stuck = self.asked is None and sample.now_s - self._done_s >= self.rejoin_after_s
+        stuck = self.asked is None and sample.now_s - self._pieces_s >= self.rejoin_after_s
         if stuck and self._fails >= FAILS_TO_SINGLE and not self._is_single:
             return Decision.SINGLE
         return Decision.GO_ON
@@ -194,7 +200,7 @@ class Watchdog:
 
     def rested(self) -> None:
         """The clocks of silence start again: for a while nothing was asked for."""
-        self._done = self._payload = -1
+        self._done = self._payload = self._pieces = -1
 
     def rejoined(self, now_s: float) -> None:
         """Everybody but the guilty is asked again."""

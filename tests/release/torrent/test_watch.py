@@ -75,7 +75,8 @@ def test_a_piece_that_fails_again_and_again_makes_each_peer_be_asked_alone(dog):
     for times in (1, 2, 3):
         dog.hash_failed(times)
         assert dog.judge(Sample(now_s=9 * times, done=5, payload=5 + times)) is Decision.GO_ON
-    assert dog.judge(Sample(now_s=30, done=5, payload=9)) is Decision.SINGLE
+    # Blocks of the piece come anew, this time more of them: that is no piece that is right.
+    assert dog.judge(Sample(now_s=30, done=7, payload=9)) is Decision.SINGLE
     assert dog.single([EVIL, GOOD], 30) == GOOD
     assert dog.banned == set()  # a suspicion of ours is no ban
     assert dog.judge(Sample(now_s=31, done=6, payload=1)) is Decision.GO_ON
@@ -93,5 +94,5 @@ def test_a_piece_that_fails_again_and_again_makes_each_peer_be_asked_alone(dog):
 def test_a_piece_that_came_right_at_last_is_forgotten(dog):
     dog.judge(Sample(now_s=0, done=5, payload=5))
     dog.hash_failed(3)
-    dog.judge(Sample(now_s=1, done=6, payload=6))
-    assert dog.judge(Sample(now_s=50, done=6, payload=99)) is Decision.GO_ON
+    dog.judge(Sample(now_s=1, pieces=1, done=6, payload=6))
+    assert dog.judge(Sample(now_s=50, pieces=1, done=6, payload=99)) is Decision.GO_ON
