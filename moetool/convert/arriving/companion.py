@@ -19,12 +19,10 @@ from moetool.convert.execute.room import existing_parent, room_for
 from moetool.convert.execute.run import Manner
 from moetool.convert.execute.shard import MARK_NBYTES
 from moetool.convert.job import ConvertReport, Job, Source, open_source
-from moetool.errors import DigestMismatch, Interrupted, MoetoolError, NoRoomOnDisk, Refused
-from moetool.extents import LocalFile
-from moetool.files.joined import whole_name
+from moetool.errors import DigestMismatch, Interrupted, MoetoolError, NoRoomOnDisk
+from moetool.files import open_raw
 from moetool.formats.arriving import check_assumed, open_arriving
 from moetool.formats.directory import is_weight_file
-from moetool.formats.rules import shown
 from moetool.release.live.headers import sources_in
 from moetool.release.torrent.alerts import bytes_free, bytes_missing
 from moetool.release.torrent.watch import Progress
@@ -141,20 +139,13 @@ class Companion:
     def _open(self, arrivals: Arrivals) -> FileCheckpoint:
         """Have all small files, and open the checkpoint by its headers."""
         sources = sources_in(arrivals, arrivals.folder, is_weight_file)
-        cut = [name for name in sources if whole_name(name)]
-        if cut:
-            raise Refused(
-                f"{shown(cut[0])} is a part of a file",
-                where=str(self._raw),
-                hint="fetch it without --convert, then moetool convert",
-            )
         return open_arriving(self._raw, arrivals.folder, sources)
 
     def _convert(self, arrivals: Arrivals, checkpoint: FileCheckpoint) -> ConvertReport:
         headers = arrivals.wanted
         job = self.wish.prepared(open_source(checkpoint), self.out)
         self._total = job.plan.nbytes
-        steps = reads_of(job.plan, checkpoint.catalog, arrivals)
+        steps = reads_of(job.plan, checkpoint, arrivals)
         past = job.past()
         sealed = {tensor.name for record in past.records for tensor in record.tensors}
         order = piece_order([step.pieces for step in steps if step.name not in sealed])
@@ -195,7 +186,7 @@ class Companion:
             check_assumed(checkpoint, checkpoint.sources)
             return
         # Of pieces that an earlier run has used, the bytes between the tensors are still there.
-        opened = {path: LocalFile(path) for path in checkpoint.sources}
+        opened = {path: open_raw(path) for path in checkpoint.sources}
         try:
             check_assumed(checkpoint, opened)
         finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from moetool.convert.arriving.companion import Companion, Wish
 from moetool.convert.execute.run import Manner
 from moetool.convert.job import ConvertReport, open_source
-from moetool.errors import OutputExists, Refused
+from moetool.errors import OutputExists
 from moetool.formats import open_checkpoint
 from moetool.formats.directory import is_weight_file
 from moetool.release.fetch import FetchJob, FetchReport, checked, fetch
@@ -20,6 +20,7 @@ from moetool.release.live.download import download_live
 from moetool.release.live.holes import refuse_without_holes
 from moetool.release.live.proof import ALGORITHMS, prove
 from moetool.release.live.streams import Streams
+from moetool.release.resume import pieces_here, prepare
 from moetool.release.torrent.download import Downloaded, download
 from moetool.release.torrent.watch import Progress
 
@@ -149,14 +150,11 @@ class Passing(FetchJob):
         """The folder that remains: the conversion's."""
         return self.companion.out
 
+    def _look(self) -> list[bool]:
+        # Also of a v2 torrent: libtorrent would take what was given back for what never came.
+        return prepare(self.meta, self.partial, self.on_progress, pieces_here)
+
     def _complete(self, swarm: Swarm, have: list[bool]) -> VerifyReport:
-        if self.meta.info_hash_v2 is not None:
-            raise Refused(
-                "of a v2 or hybrid torrent it cannot be told after an interruption which pieces "
-                "are here",
-                where=self.meta.name,
-                hint="leave out --no-keep",
-            )
         refuse_without_holes(self.partial)
         ahead = max(1, self.companion.wish.ahead_nbytes // self.meta.piece_length)
         arrivals = Arrivals(self.meta, self.partial, ahead)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moetool.convert.plan import Plan
+    from moetool.formats import FileCheckpoint
     from moetool.release.live.arrivals import Arrivals
-    from moetool.tensors import Catalog
 
 _FILE_ORDER_COSTS = 20  # the order of the file is kept where it delays less than 1/20 of all
 
@@ -37,14 +37,15 @@ class PieceOrder:
     lag: int
 
 
-def reads_of(plan: Plan, catalog: Catalog, arrivals: Arrivals) -> tuple[StepReads, ...]:
-    """What the steps of a plan read, in the order of the plan."""
+def reads_of(plan: Plan, checkpoint: FileCheckpoint, arrivals: Arrivals) -> tuple[StepReads, ...]:
+    """What the steps of a plan read, in the order of the plan; of a file in parts, of its parts."""
     found = []
     for step in plan.steps:
-        extents = []
+        extents: list[Extent] = []
         for part in step.parts:
-            whole, (start, stop) = catalog.extents[part.source], part.byte_range
-            extents.append(Extent(whole.path, whole.offset + start, stop - start))
+            whole, (start, stop) = checkpoint.catalog.extents[part.source], part.byte_range
+            source = checkpoint.sources[whole.path]
+            extents += source.places(whole.offset + start, stop - start)
         held = [i for e in extents for i in arrivals.covering(e.path, e.offset, e.nbytes)]
         found.append(StepReads(step.target.name, tuple(extents), tuple(dict.fromkeys(held))))
     return tuple(found)

@@ -24,7 +24,6 @@ from moetool.errors import (
     DigestMismatch,
     NoRoomOnDisk,
     OutputExists,
-    Refused,
     Stalled,
     SystemFault,
 )
@@ -253,31 +252,6 @@ def test_bytes_that_turn_bad_on_the_disk_spoil_the_conversion_and_not_the_fetch(
     assert (tmp_path / "raw" / weights).read_bytes() == (fixture.directory / weights).read_bytes()
     assert not (tmp_path / "made").exists()
     assert not (tmp_path / "made.partial" / "journal.jsonl").exists()
-
-
-@pytest.mark.parametrize("keep", [True, False], ids=["keep", "no-keep"])
-def test_a_hybrid_torrent_is_converted_where_the_raw_files_stay(fixture, tmp_path, keep):
-    import libtorrent as lt
-
-    files = [
-        lt.create_file_entry(f"hybrid/{path.name}", path.stat().st_size)
-        for path in sorted(fixture.directory.iterdir())
-    ]
-    shutil.copytree(fixture.directory, tmp_path / "hybrid")
-    creator = lt.create_torrent(files, 65_536, 0)
-    lt.set_piece_hashes(creator, str(tmp_path))
-    torrent = tmp_path / "hybrid.torrent"
-    torrent.write_bytes(lt.bencode(creator.generate()))
-    with seed(torrent, tmp_path / "hybrid") as peer:
-        options = SwarmOptions(peers=((peer.host, peer.port),), dht=False, stall_timeout_s=20)
-        wanted = wish("gguf", tmp_path / "made", keep=keep)
-        source = resolve_source(str(torrent))
-        if keep:
-            fetch_and_convert(source, tmp_path / "raw", wanted, options)
-            assert (tmp_path / "made" / "made.gguf").exists()
-        else:
-            with pytest.raises(Refused, match="hybrid"):
-                fetch_and_convert(source, tmp_path / "raw", wanted, options)
 
 
 def test_what_is_here_whole_is_converted_without_a_peer(fixture, both, tmp_path):
