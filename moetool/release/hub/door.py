@@ -1,8 +1,10 @@
 """The one door to a hub: the listing of a commit, and the bytes of a file, by huggingface_hub.
 
 Its ``hf_hub_download`` throws away what came when a download ends early (issue 4349 there), so
-its ``http_get`` is used, which goes on behind the bytes that are here. Files larger than what it
-takes over plain HTTP go through ``hf_hub_download`` and Xet, and those alone begin anew.
+its ``http_get`` is used, which goes on behind the bytes that are here. Storage gives no more than
+50 GB in one answer, and larger files in answers to a series of ranges (huggingface/xet-core issue
+238). Where it refuses those too, ``hf_hub_download`` and Xet bring the file, which then alone
+begins anew.
 
 The token is the one that huggingface_hub finds (HF_TOKEN, ``hf auth login``); it is sent to the
 hub alone, never to the storage that the hub leads to, and no message here holds it. What the
@@ -17,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from moetool.release.hub.address import HubAddress
 
 PACKAGE = "moetool[hub]"
+RANGE_NBYTES = 4_000_000_000
+"""Bytes asked for at once of a file that storage does not give whole."""
+
 TRIES = 3
 """How often a file is asked for without a byte of it coming."""
 
@@ -111,20 +117,45 @@ class Hub:
         while (here := path.stat().st_size if path.exists() else 0) < file.nbytes:
             try:
                 with _told(listing.endpoint, listing.repository, listing.commit):
-                    if file.nbytes > self._largest:
-                        self._get_whole(listing, file, path, scratch)
-                        on_bytes(file.nbytes)
-                    else:
-                        self._get_rest(listing, file, path, on_bytes)
+                    self._get_some(listing, file, path, scratch, on_bytes)
             except NetworkFault:
                 came = path.exists() and path.stat().st_size > here
                 left = TRIES if came else left - 1
                 if not left:
                     raise
 
-    def _get_rest(
-        self, listing: Listing, file: HubFile, path: Path, on_bytes: Callable[[int], None]
+    def _get_some(
+        self,
+        listing: Listing,
+        file: HubFile,
+        path: Path,
+        scratch: Path,
+        on_bytes: Callable[[int], None],
     ) -> None:
+        """The rest of a file; of a larger one than storage gives at once, some of it."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if file.nbytes <= self._largest:
+            self._get_rest(listing, file, path, file.nbytes, on_bytes)
+            return
+        here = path.stat().st_size if path.exists() else 0
+        try:
+            self._get_rest(listing, file, path, min(file.nbytes, here + RANGE_NBYTES), on_bytes)
+        except HfHubHTTPError as error:
+            if here or error.response.status_code != HTTPStatus.BAD_REQUEST:
+                raise
+            self._get_whole(listing, file, path, scratch)
+            on_bytes(file.nbytes)
+
+    def _get_rest(
+        self,
+        listing: Listing,
+        file: HubFile,
+        path: Path,
+        end: int,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        """What lacks of a file up to ``end``."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public
@@ -138,17 +169,19 @@ class Hub:
         if urlsplit(found.location)[:2] != urlsplit(listing.endpoint)[:2]:
             headers.pop("authorization", None)
         headers["Accept-Encoding"] = "identity"
+        if file.nbytes > self._largest:
+            headers["Range"] = f"bytes=0-{end - 1}"  # http_get puts its beginning in
         with path.open("ab") as target:
             http_get(
                 found.location,
                 _Counted(target, on_bytes),  # type: ignore[arg-type]  # the methods it calls
                 resume_size=target.tell(),
                 headers=headers,
-                expected_size=file.nbytes,
+                expected_size=end,
             )
 
     def _get_whole(self, listing: Listing, file: HubFile, path: Path, scratch: Path) -> None:
-        """A file of more bytes than storage gives in one answer: all of it, or nothing stays."""
+        """A file that storage does not give in ranges: all of it, or nothing stays."""
         from huggingface_hub import hf_hub_download
 
         if find_spec("hf_xet") is None:

@@ -37,6 +37,8 @@ class FakeHub:
     breaks: int = 1 << 30  # how often
     gives_at_most: int | None = None  # bytes in one answer, which says so
     ignores_ranges: bool = False
+    at_most: int | None = None  # bytes that may be asked for at once; more is a 400
+    no_large_files: bool = False  # a 400 for larger ones, also for ranges of them
     flipped: str | None = None  # served with another byte than the listing promises
     silent: str | None = None  # of this file's bytes none comes
     holds_after: int | None = None  # bytes of a body, then nothing until `held` is set
@@ -123,11 +125,17 @@ def _handler(hub: FakeHub):  # noqa: C901  # a server is its routes
             if name == hub.silent:
                 self.close_connection = True
                 return None
-            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+            start, stop = 0, len(data)
             if asked and not hub.ignores_ranges:
-                start = int(asked[1])
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-                return self._say(206, data[start:][: hub.gives_at_most], headers)
+                start, stop = int(asked[1]), int(asked[2] or len(data) - 1) + 1
+            if hub.at_most is not None and (
+                stop - start > hub.at_most or (hub.no_large_files and len(data) > hub.at_most)
+            ):
+                return self._say(400, b"", {})
+            if asked and not hub.ignores_ranges:
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+                return self._say(206, data[start:stop][: hub.gives_at_most], headers)
             return self._say(200, data[: hub.gives_at_most], headers)
 
         def _say(self, status, body, headers, length=None):

@@ -23,6 +23,7 @@ from moetool.errors import (
 from moetool.extents import Digest
 from moetool.formats.selection import choose
 from moetool.release import manifest
+from moetool.release.hub import door
 from moetool.release.hub import fetch as hub_fetch
 from moetool.release.hub.address import parse_address
 from moetool.release.hub.door import Hub
@@ -399,9 +400,9 @@ def test_an_endpoint_that_cannot_be_meant_is_2(hub, fetch, monkeypatch, url):
     assert "HF_ENDPOINT" in caught.value.hint
 
 
-def test_larger_files_than_storage_gives_at_once_go_through_the_package(
-    hub, fetch, tmp_path, monkeypatch
-):
+@pytest.fixture
+def large(hub, monkeypatch):
+    """Storage that gives 45,000 bytes at once, of files of up to 60,000."""
     true = Hub.__init__
 
     def small(self, options):
@@ -409,10 +410,57 @@ def test_larger_files_than_storage_gives_at_once_go_through_the_package(
         self._largest = 45_000
 
     monkeypatch.setattr(Hub, "__init__", small)
+    monkeypatch.setattr(door, "RANGE_NBYTES", 40_000)
+    hub.at_most = 45_000
+
+
+def test_larger_files_than_storage_gives_at_once_come_in_ranges(hub, large, fetch, tmp_path):
     report = fetch()
     assert report.payload == sum(report.files.values())
     assert same(tmp_path / "got", hub)
     assert {p.name for p in (tmp_path / "got").iterdir()} == WANTED | {".moetool"}
+    assert sorted(hub.ranges) == [
+        "bytes=0-39999", "bytes=0-39999", "bytes=40000-49999", "bytes=40000-59999",
+    ]  # fmt: skip
+
+
+def test_a_large_file_goes_on_where_it_was_interrupted(hub, large, fetch, tmp_path):
+    """In the middle of a range: what came of it stays, whether the connection or we end it."""
+    hub.breaks_after = 30_000
+    part, came = tmp_path / "got.partial" / PART, []
+
+    def stop(progress):
+        if progress.note == PART and part.stat().st_size >= 30_000:
+            raise KeyboardInterrupt
+        came.append(progress.bytes_done)
+
+    with pytest.raises(Interrupted):
+        fetch(on_progress=stop)
+    here, n_asked = part.stat().st_size, len(hub.asked)
+    assert here >= 30_000
+    report = fetch()
+    assert same(tmp_path / "got", hub)
+    again = [found for _, path, found in hub.asked[n_asked:] if path.endswith(PART) and found]
+    assert again[0].startswith(f"bytes={here}-")
+    assert report.payload == sum(report.files.values()) - came[-1]
+
+
+def test_what_storage_refuses_in_ranges_too_comes_through_the_package(
+    hub, large, fetch, tmp_path, monkeypatch
+):
+    """hf_xet speaks to servers of its own, so the package's own way stands for it here."""
+    hub.no_large_files = True
+
+    def whole(repository, path, **more):
+        target = more["local_dir"] / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(hub.files[path])
+        return str(target)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", whole)
+    report = fetch()
+    assert report.payload == sum(report.files.values())
+    assert same(tmp_path / "got", hub)
     assert {p.name for p in (tmp_path / "got" / ".moetool").iterdir()} == {
         "hub.json", "digests.json",
     }  # fmt: skip
