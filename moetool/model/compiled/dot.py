@@ -30,6 +30,7 @@ BLOCK = 32  # weights
 LANES = 8
 OUTPUTS, ROWS = 2, 4  # of a tile: what 16 registers of eight lanes can sum
 AHEAD = 1024  # bytes: asked for before they are needed; a CPU's own guess ends with a page
+TAKERS = 64  # who take strips; of more threads than that memory knows nothing
 THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # at most
 TRIPLE, _CPU, FEATURES = cpu_target.target_context.codegen().magic_tuple()
 # Without an instruction for it LLVM calls a function that numba has not, and the process ends.
@@ -196,10 +197,24 @@ def _prefetch(builder: ir.IRBuilder, block: ir.Value) -> None:
     builder.call(function, [ahead, read, into_all, data])
 
 
+def _take() -> Any:  # noqa: ANN401
+    def emit(_context: object, builder: ir.IRBuilder, _signature: object, args: Any) -> ir.Value:  # noqa: ANN401
+        place = builder.inttoptr(args[0], args[0].type.as_pointer())
+        return builder.atomic_rmw("add", place, ir.Constant(args[0].type, 1), "monotonic")
+
+    def take(_typing: object, counter: object) -> Any:  # noqa: ANN401, ARG001
+        return types.intp(types.intp), emit
+
+    return intrinsic(take)
+
+
 # Each takes the addresses of the first block and of the activations, and the number of blocks.
 dot_f32 = _dot(4 * BLOCK, _f32)
 dot_bf16 = _dot(2 * BLOCK, _bf16)
 dot_q8_0 = _dot(2 + BLOCK, _q8_0, _scale)
+# Of the address of a count: the number of the next strip of work. Threads that take strips until
+# there are no more end together, where one that was given its half in advance may have half a core.
+take = _take()
 # The address of the first row's first block and the bytes from row to row, of weights, activations
 # and results; the number of blocks.
 tile_bf16 = _tile(2 * BLOCK, _bf16)

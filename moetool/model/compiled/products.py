@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numba import prange
@@ -13,8 +14,10 @@ from moetool.model.compiled.dot import (
     HAS_HALVES,
     OUTPUTS,
     ROWS,
+    TAKERS,
     dot_bf16,
     dot_q8_0,
+    take,
     threads,
     tile_bf16,
     tile_q8_0,
@@ -47,37 +50,52 @@ def times(x_TI: Tensor, w_OI: Matrix) -> Tensor:
     few = n_rows < ROWS
     x_TI = x_TI.contiguous() if few else F.pad(x_TI, (0, 0, 0, -n_rows % ROWS)).contiguous()
     y_TO = torch.zeros(len(x_TI), n_out)
-    loops = _by_rows if few else _by_tiles
     with threads():
-        loops(stored.data_ptr(), row_nbytes, packed, x_TI.data_ptr(), n_in // BLOCK, y_TO.numpy())
+        _times(stored.data_ptr(), row_nbytes, packed, x_TI.data_ptr(), n_in // BLOCK, y_TO.numpy())
     return y_TO[:n_rows]
 
 
 # ``w x`` are the addresses of the matrix and of the rows, which stand one behind the other.
 @compiled(parallel=True)
-def _by_rows(w: int, row_nbytes: int, packed: bool, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
-    for o in prange(y_TO.shape[1]):
-        for t in range(y_TO.shape[0]):
-            y_TO[t, o] = _product(
-                w + o * row_nbytes, packed, x + 4 * BLOCK * n_blocks * t, n_blocks
-            )
-
-
-@compiled(parallel=True)
-def _by_tiles(w: int, row_nbytes: int, packed: bool, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
-    n_out = y_TO.shape[1]
-    for strip in prange((n_out + STRIP - 1) // STRIP):
-        first, stop = strip * STRIP, min(n_out, (strip + 1) * STRIP)
-        _strip(w + first * row_nbytes, row_nbytes, packed, x, n_blocks, y_TO[:, first:stop])
+def _times(w: int, row_nbytes: int, packed: bool, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
+    n_rows, n_out = y_TO.shape
+    n_strips, counter = (n_out + STRIP - 1) // STRIP, np.zeros(1, np.intp)
+    for _ in prange(TAKERS):
+        strip: int = take(counter.ctypes.data)
+        while strip < n_strips:
+            first, stop = strip * STRIP, min(n_out, (strip + 1) * STRIP)
+            weights, found_TO = w + first * row_nbytes, y_TO[:, first:stop]
+            if n_rows < ROWS:
+                _by_rows(weights, row_nbytes, packed, x, n_blocks, 0, found_TO)
+            else:
+                _by_tiles(weights, row_nbytes, packed, x, n_blocks, found_TO)
+            strip = take(counter.ctypes.data)
 
 
 @compiled()
-def _product(w: int, packed: bool, x: int, n_blocks: int) -> Any:  # noqa: ANN401
+def product(w: int, packed: bool, x: int, n_blocks: int) -> Any:  # noqa: ANN401
+    """One output: of a row of blocks and one of activations."""
     return dot_q8_0(w, x, n_blocks) if packed else dot_bf16(w, x, n_blocks)
 
 
 @compiled()
-def _strip(w: int, row_nbytes: int, packed: bool, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
+def _by_rows(
+    w: int,
+    row_nbytes: int,
+    packed: bool,
+    x: int,
+    n_blocks: int,
+    first: int,
+    y_TO: Any,  # noqa: ANN401
+) -> None:
+    n_rows, n_out = y_TO.shape
+    for o in range(first, n_out):
+        for t in range(n_rows):
+            y_TO[t, o] = product(w + o * row_nbytes, packed, x + 4 * BLOCK * n_blocks * t, n_blocks)
+
+
+@compiled()
+def _by_tiles(w: int, row_nbytes: int, packed: bool, x: int, n_blocks: int, y_TO: Any) -> None:  # noqa: ANN401
     n_rows, n_out = y_TO.shape
     x_nbytes, y_nbytes, y = 4 * BLOCK * n_blocks, y_TO.strides[0], y_TO.ctypes.data
     block_nbytes = row_nbytes // n_blocks
@@ -92,6 +110,4 @@ def _strip(w: int, row_nbytes: int, packed: bool, x: int, n_blocks: int, y_TO: A
                     tile_q8_0(weights, row_nbytes, rows, x_nbytes, found + 4 * o, y_nbytes, n)
                 else:
                     tile_bf16(weights, row_nbytes, rows, x_nbytes, found + 4 * o, y_nbytes, n)
-    for o in range(whole, n_out):
-        for t in range(n_rows):
-            y_TO[t, o] = _product(w + o * row_nbytes, packed, x + t * x_nbytes, n_blocks)
+    _by_rows(w, row_nbytes, packed, x, n_blocks, whole, y_TO)

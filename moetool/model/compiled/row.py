@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from numba import prange
 
-from moetool.model.compiled.dot import BLOCK, dot_bf16, dot_f32, dot_q8_0, threads
+from moetool.model.compiled.dot import BLOCK, TAKERS, dot_bf16, dot_f32, take, threads
+from moetool.model.compiled.products import STRIP, product
 from moetool.model.packed import Packed
 from moetool.quant.compiled.loops import compiled
 
@@ -145,23 +146,25 @@ def _normed(h_D: Floats, weight_D: Floats, eps: float) -> Floats:
 @compiled(parallel=True)
 def _multiplied(w_JW: Table, x_SI: Floats) -> Floats:
     """The products of all matrices as if they were one, rounded to bf16."""
-    y_R = np.empty(w_JW[:, N_ROWS].sum(), F)
-    for r in prange(len(y_R)):
-        y_R[r] = _product(w_JW, x_SI, r)
+    y_R, counter = np.empty(w_JW[:, N_ROWS].sum(), F), np.zeros(1, np.intp)
+    for _ in prange(TAKERS):
+        first = take(counter.ctypes.data) * STRIP
+        while first < len(y_R):
+            for r in range(first, min(len(y_R), first + STRIP)):
+                y_R[r] = _rounded(_product(w_JW, x_SI, r))
+            first = take(counter.ctypes.data) * STRIP
     return y_R
 
 
 @compiled()
-def _product(w_JW: Table, x_SI: Floats, row: int) -> F:
+def _product(w_JW: Table, x_SI: Floats, row: int) -> Any:  # noqa: ANN401
     j = 0
     while row >= w_JW[j, N_ROWS]:
         row -= w_JW[j, N_ROWS]
         j += 1
     weights = w_JW[j, ADDRESS] + row * w_JW[j, ROW_NBYTES]
     values, n_blocks = x_SI[j % len(x_SI)].ctypes.data, x_SI.shape[1] // BLOCK
-    if w_JW[j, PACKED]:
-        return _rounded(dot_q8_0(weights, values, n_blocks))
-    return _rounded(dot_bf16(weights, values, n_blocks))
+    return product(weights, w_JW[j, PACKED], values, n_blocks)
 
 
 @compiled()
