@@ -208,17 +208,6 @@ def test_a_torrent_of_parts_is_fetched_and_proven_as_the_whole(
     moetool("certify", "got", "got", check=0)
 
 
-def test_converting_parts_while_they_come_is_refused(moetool, in_parts, parts_torrent):
-    (in_parts / "tokenizer.model").unlink()
-    parts_torrent.write_bytes(torrent_of(in_parts))
-    with seed(parts_torrent, in_parts) as seeder:
-        done = moetool(
-            "fetch", parts_torrent, "--peer", seeder.peer, "--no-dht", "--out", "got",
-            "--convert", "safetensors", check=4,
-        )  # fmt: skip
-    assert "fetch it without --convert" in done.stderr
-
-
 @pytest.mark.parametrize("copy", ["whole", "parts", "the whole's file"])
 @pytest.mark.parametrize("listed", ["whole", "parts"])
 def test_a_bad_part_is_healed_in_place(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from moetool.arch.args import ModelArgs
 from moetool.arch.mistral import DENSE as MISTRAL_7B
 from moetool.arch.mixtral import MIXTRAL
+from moetool.arch.recognize import recognize
 from moetool.arch.schema import expand
+from moetool.formats import open_checkpoint
 from moetool.model import kernels
 from moetool.model.kernels import Choice
 from moetool.model.load import open_weights
@@ -107,6 +110,27 @@ def test_it_computes_what_the_plain_one_does(some_tokens, args, change):
     ):
         assert distance(mine, theirs) < noise
         assert torch.equal(mine[0, :, :9], theirs[0, :, :9])
+
+
+def test_the_release_row_by_row_has_the_logits_of_transformers(tiny_release):
+    """Teacher-forced: the best token is theirs, or theirs is behind by less than bf16 moves it."""
+    golden = np.load(tiny_release.parent / "golden.npz")
+    with open_checkpoint(tiny_release) as checkpoint:
+        known = recognize(checkpoint.catalog, checkpoint.directory)
+        weights = open_weights(checkpoint, known, CPU)
+        for name in weights.steps:
+            weights.matrix(name)
+        model = OneRow(known.args, weights, 0)
+        taken = spied(model)
+        for ids, logits in zip(golden["ids"], golden["logits"], strict=True):
+            tokens, expected = torch.from_numpy(ids).long(), torch.from_numpy(logits)
+            found, _ = decode(model, tokens[:1], tokens[1:])
+            noise = (found - expected[1:]).abs().max()
+            assert noise < 0.05 * expected.std()
+            best = expected[1:].gather(1, found.argmax(-1, keepdim=True))[:, 0]
+            assert (expected[1:].amax(-1) - best <= 2 * noise).all()
+        weights.close()
+    assert len(taken) >= sum(len(ids) - 1 for ids in golden["ids"])
 
 
 @pytest.mark.parametrize(

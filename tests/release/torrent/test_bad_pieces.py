@@ -47,7 +47,7 @@ def spoilt(stream):
     return bytes(found)
 
 
-def _bare_session(settings):
+def _bare_session(settings, _disk):
     """libtorrent without what finds a culprit by itself: smart ban and parole mode."""
     mask = session._alert_mask()
     return lt.session({**settings, "use_parole_mode": False, "alert_mask": mask}, flags=0)
