@@ -232,7 +232,7 @@ def transmission(release: Release, seeder: Seeder, work: Path) -> Iterator[dict[
         torrent = release.torrent.with_name("announced.torrent")
         info = decode(release.torrent.read_bytes())[b"info"]
         torrent.write_bytes(encode({b"announce": tracker.encode(), b"info": info}))
-        words = [sys.executable, "-c", TRANSMISSION, torrent, work, CAP_S, release.nbytes]
+        words = [sys.executable, "-c", TRANSMISSION, torrent, work, CAP_S]
         yield {"transmission-cli": (words, None)}
 
 
