@@ -169,8 +169,8 @@ def _every(
     """Where the block of that index begins in each of n rows."""
     offset = builder.mul(index, ir.Constant(index.type, nbytes))
     return [
-        builder.gep(base, [builder.add(offset, builder.mul(apart, ir.Constant(apart.type, n)))])
-        for n in range(n)
+        builder.gep(base, [builder.add(offset, builder.mul(apart, ir.Constant(apart.type, row)))])
+        for row in range(n)
     ]
 
 
