@@ -225,7 +225,7 @@ def clients(release: Release, seeder: Seeder, tracker: str, work: Path) -> dict[
 @contextlib.contextmanager
 def transmission(release: Release, seeder: Seeder, work: Path) -> Iterator[dict[str, tuple]]:
     """How transmission is run, if it is here and the seeder has an address that it takes."""
-    if seeder.host is None or not shutil.which("transmission-cli"):
+    if seeder.host is None or not shutil.which("transmission-daemon"):
         yield {}
         return
     with tracking(seeder.host, seeder.port) as tracker:
@@ -233,7 +233,7 @@ def transmission(release: Release, seeder: Seeder, work: Path) -> Iterator[dict[
         info = decode(release.torrent.read_bytes())[b"info"]
         torrent.write_bytes(encode({b"announce": tracker.encode(), b"info": info}))
         words = [sys.executable, "-c", TRANSMISSION, torrent, work, CAP_S]
-        yield {"transmission-cli": (words, None)}
+        yield {"transmission": (words, None)}
 
 
 def checks(release: Release) -> dict[str, float]:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moetool.extents import union
 from moetool.release.pieces import count_pieces, find_bad, pieces_of
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.source import Source, judge_metadata
@@ -17,13 +18,17 @@ from moetool.release.torrent.selection import absent_pieces, chosen_paths, selec
 from moetool.release.torrent.watch import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
-    from moetool.extents import Extent
+    from moetool.extents import Extent, Range
     from moetool.release.magnet import Magnet
     from moetool.release.torrent.metainfo import Metainfo
 
     Look = Callable[[Metainfo, Path, Callable[[Progress], None]], list[bool]]
+
+BLOCK_NBYTES = 16 << 10
+"""What peers are asked for at a time, and what libtorrent counts a piece by."""
+_NOWHERE = 1 << 62
 
 
 def with_known_metadata(source: Source, out: Path | None) -> Source:
@@ -73,19 +78,12 @@ def prepare(
     """Find the pieces that are here, and make the files fit for going on with them.
 
     Returns one bool for each piece; empty where nothing is here, and for v2 torrents (see
-    `held_pieces`, which is the usual ``look``). Files without a single good piece around them are
-    removed.
+    `held_pieces`, which is the usual ``look``).
     """
-    sizes = meta.file_sizes(folder)
-    present = [path for path in sizes if path.is_file()]
+    present = any(path.is_file() for path in meta.file_sizes(folder))
     have = (look or held_pieces)(meta, folder, on_progress) if present else []
-    if not have:
-        return []
-    if not any(have):
-        for path in present:
-            path.unlink()
-        return []
-    fill_out(meta, folder)
+    if have:
+        fill_out(meta, folder)
     return have
 
 
@@ -134,6 +132,32 @@ def pieces_here(
     return [index not in absent for index in range(count_pieces(meta))]
 
 
+def begun_blocks(meta: Metainfo, folder: Path, have: Sequence[bool]) -> dict[int, list[bool]]:
+    """By piece the blocks that were written, of pieces that are not whole; a bool for each block.
+
+    A killed fetch leaves these: files have holes where nothing came yet. Whether the blocks are
+    right is told by the digest of their piece, once all of it is here. A piece without a hole that
+    is not right has none: it must come anew.
+
+    Raises:
+        Refused: a v2 torrent without the digests of its pieces.
+    """
+    holes, found = _Holes(), {}
+    for piece in pieces_of(meta, folder):
+        if have[piece.index] or not piece.is_plain or not holes.have_data(piece.extents):
+            continue
+        written, at = [], 0
+        for extent in piece.extents:
+            written += [(at + start, at + stop) for start, stop in holes.written(extent)]
+            at += extent.nbytes
+        runs = union(written)
+        cuts = [(start, min(start + BLOCK_NBYTES, at)) for start in range(0, at, BLOCK_NBYTES)]
+        blocks = [any(a <= start and stop <= b for a, b in runs) for start, stop in cuts]
+        if any(blocks) and not all(blocks):
+            found[piece.index] = blocks
+    return found
+
+
 class _Holes:
     """Knows where sparse files hold nothing: at the start of a download that is nearly all.
 
@@ -142,26 +166,41 @@ class _Holes:
     """
 
     def __init__(self) -> None:
-        self._ends: dict[Path, tuple[int, int]] = {}
+        self._runs: dict[Path, Range] = {}  # asked, and where data begin then
 
     def hold_data(self, extents: tuple[Extent, ...]) -> bool:
         """Whether every extent has at least one byte that was written."""
-        return all(self._first_data(extent) < extent.end for extent in extents)
+        return all(self._next(extent.path, extent.offset) < extent.end for extent in extents)
 
-    def _first_data(self, extent: Extent) -> int:
-        """The first byte with data at or behind the start of an extent."""
-        asked, answer = self._ends.get(extent.path, (0, -1))
-        if asked <= extent.offset <= answer:
-            return answer
-        try:
-            handle = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return extent.end
-        try:
-            found = os.lseek(handle, extent.offset, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole up to the end of the file
-            found = 1 << 62
-        finally:
-            os.close(handle)
-        self._ends[extent.path] = extent.offset, found
-        return found
+    def have_data(self, extents: tuple[Extent, ...]) -> bool:
+        """Whether an extent has at least one byte that was written."""
+        return any(self._next(extent.path, extent.offset) < extent.end for extent in extents)
+
+    def written(self, extent: Extent) -> Iterator[Range]:
+        """What of an extent was written; offsets count from its start."""
+        at = extent.offset
+        while (start := self._next(extent.path, at)) < extent.end:
+            at = _seek(extent.path, start, os.SEEK_HOLE)
+            yield start - extent.offset, min(at, extent.end) - extent.offset
+
+    def _next(self, path: Path, offset: int) -> int:
+        """The first byte with data at or behind an offset."""
+        asked, answer = self._runs.get(path, (0, -1))
+        if not asked <= offset <= answer:
+            answer = _seek(path, offset, os.SEEK_DATA)
+            self._runs[path] = offset, answer
+        return answer
+
+
+def _seek(path: Path, offset: int, what: int) -> int:
+    """The first byte of this kind at or behind an offset; beyond all files where none is."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return _NOWHERE
+    try:
+        return os.lseek(handle, offset, what)
+    except OSError:  # ENXIO: nothing but a hole up to the end of the file
+        return _NOWHERE
+    finally:
+        os.close(handle)

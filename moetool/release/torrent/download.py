@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetool.release.pieces import count_pieces, ends_of
-from moetool.release.resume import fill_out
+from moetool.release.resume import begun_blocks, fill_out
 from moetool.release.torrent.alerts import Seen, progress_of, raise_disk_errors, stalled
 from moetool.release.torrent.doctor import Diagnosis, Remedy, diagnose
 from moetool.release.torrent.order import SEQUENTIAL
@@ -121,9 +121,11 @@ class Stay:
         adding.upload_limit = options.max_up
         if self.order == SEQUENTIAL:
             adding.flags |= lt.torrent_flags.sequential_download
-        if any(have):
+        if have:
             adding.have_pieces = list(have)
             fill_out(self.meta, self.folder)
+            if self.handle is None:
+                adding.unfinished_pieces = begun_blocks(self.meta, self.folder, have)
         if self.priorities is not None:
             adding.piece_priorities = self.priorities
         if self.handle is None and options.proxy is None:  # no way around the proxy
