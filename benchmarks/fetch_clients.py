@@ -109,13 +109,13 @@ more = {"encryption": 0, "cache-size-mb": 64, "rpc-port": port, "rpc-bind-addres
 (config / "settings.json").write_text(json.dumps({**off, **more}))
 child = subprocess.Popen(["transmission-daemon", "-f", "-g", config],
     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-session = {}
+session, at = {}, f"http://127.0.0.1:{port}"
 def ask(method, **arguments):
     global session
     body = json.dumps({"method": method, "arguments": arguments}).encode()
     while True:
         try:
-            asked = urllib.request.Request(f"http://127.0.0.1:{port}/transmission/rpc", body, session)
+            asked = urllib.request.Request(f"{at}/transmission/rpc", body, session)
             return json.load(urllib.request.urlopen(asked))["arguments"]
         except urllib.error.HTTPError as error:
             assert error.code == 409

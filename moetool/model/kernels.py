@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from moetool.model.packed import Matrix
 
 TILE_NBYTES = 8 << 20  # of float32: half of a small CPU's last cache
-LARGE_NUMEL = 1 << 20  # below, no choice is worth the trying
+LARGE_NUMEL = 1 << 20  # below, no choice is worth the trying: see `_SMALL`
 FEW_ROWS = (1, 8, 64)
 MANY_ROWS = (16, 64)
 BETTER = 1.25  # times as quick as the usual way, before another one is taken: trials are noisy
@@ -129,6 +129,7 @@ def stay_packed(device: torch.device, dtype: torch.dtype, numel: int) -> bool:
 
 
 _SETTLED: dict[torch.dtype, Choice] = {}
+_SMALL = Choice(widened_from=4)  # a little more to do at worst; a twelfth without bf16
 
 
 def chosen_for(dtype: torch.dtype) -> Choice:
@@ -149,7 +150,7 @@ def settle(dtype: torch.dtype, choices: Sequence[Choice]) -> None:
 
 def _choice(w_OI: Matrix) -> Choice:
     tried = are_tried(w_OI.device, w_OI.dtype, w_OI.numel())
-    return chosen_for(w_OI.dtype) if tried else Choice()
+    return chosen_for(w_OI.dtype) if tried else _SMALL
 
 
 def _loops_for(n_rows: int, w_OI: Matrix) -> ModuleType | None:
