@@ -36,23 +36,26 @@ class ModelArgs:
     sliding_window: int | None = None
     assumed: tuple[str, ...] = ()
 
-    def shape(self, role: Role) -> tuple[int, ...]:
+    def shape(self, role: Role) -> tuple[int, ...]:  # noqa: PLR0911  # a table
         """The canonical shape of a role's tensor: ``[out, in]``, or ``[dim]`` for a norm."""
-        if role.is_norm:
-            return (self.dim,)
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        return {
-            Role.TOK_EMBEDDINGS: (self.vocab_size, self.dim),
-            Role.OUTPUT: (self.vocab_size, self.dim),
-            Role.WQ: (queries, self.dim),
-            Role.WK: (keys, self.dim),
-            Role.WV: (keys, self.dim),
-            Role.WO: (self.dim, queries),
-            Role.ROUTER: (self.n_experts, self.dim),
-            Role.W1: (self.hidden_dim, self.dim),
-            Role.W2: (self.dim, self.hidden_dim),
-            Role.W3: (self.hidden_dim, self.dim),
-        }[role]
+        match role:
+            case Role.W1 | Role.W3:
+                return self.hidden_dim, self.dim
+            case Role.W2:
+                return self.dim, self.hidden_dim
+            case Role.WQ:
+                return queries, self.dim
+            case Role.WK | Role.WV:
+                return keys, self.dim
+            case Role.WO:
+                return self.dim, queries
+            case Role.ROUTER:
+                return self.n_experts, self.dim
+            case Role.TOK_EMBEDDINGS | Role.OUTPUT:
+                return self.vocab_size, self.dim
+            case Role.ATTENTION_NORM | Role.FFN_NORM | Role.NORM:
+                return (self.dim,)
 
     def heads(self, role: Role) -> int:
         """The heads whose rows a rotary layout orders, for wq and wk."""

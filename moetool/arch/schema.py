@@ -44,6 +44,10 @@ class Role(Enum):
     NORM = "norm"
     OUTPUT = "output"
 
+    # There is one object for each. Enum's own hash is a call into Python, and roles are keys of
+    # every table: it took a third of the time to lay a model out.
+    __hash__ = object.__hash__
+
     @property
     def per_layer(self) -> bool:
         """True when every layer has one."""
