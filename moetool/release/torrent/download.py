@@ -152,9 +152,12 @@ class Stay:
         for index in pieces:
             self.priorities[index] = URGENT
         self.handle.prioritize_pieces(self.priorities) if self.handle else self.join(())
-        self.wait(
-            lambda status: all(status.pieces[index : index + 1] == [True] for index in pieces)
-        )
+
+        def are_here(status: lt.torrent_status) -> bool:
+            have = status.pieces  # made anew each time it is asked for
+            return all(have[index : index + 1] == [True] for index in pieces)
+
+        self.wait(are_here)
 
     def follow(self, order: str) -> None:
         """Have pieces of one priority come in this order from now on (see `order`)."""

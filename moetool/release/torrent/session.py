@@ -164,7 +164,7 @@ class Swarm:
             proxied=self.options.proxy is not None,
         )
         if sample.payload == self._payload:  # the rate falls to zero only seconds later
-            sample = _look_closer(sample, handle, status)
+            sample = look_closer(sample, handle, status)
         self._payload = sample.payload
         return seen.add_to(sample, status.pieces)
 
@@ -211,15 +211,16 @@ class Swarm:
         self.session.apply_settings({"alert_mask": mask})
 
 
-def _look_closer(sample: Sample, handle: lt.torrent_handle, status: Any) -> Sample:  # noqa: ANN401  # as in `alerts`
+def look_closer(sample: Sample, handle: lt.torrent_handle, status: Any) -> Sample:  # noqa: ANN401  # as in `alerts`
     """The sample with what is worth asking only while nothing comes."""
     flags = [peer.flags for peer in handle.get_peer_info()] if sample.peers else []
     choking = sum(bool(flag & _CHOKES) and bool(flag & _WANTED) for flag in flags)
     lacking: tuple[int, ...] = ()
-    if 0 <= sample.availability < 1 and not sample.seeds and status.pieces:
+    have = status.pieces  # made anew each time it is asked for
+    if 0 <= sample.availability < 1 and not sample.seeds and have:
         wanted = handle.get_piece_priorities()
         copies = enumerate(handle.piece_availability())
-        lacking = tuple(i for i, n in copies if not n and wanted[i] and not status.pieces[i])
+        lacking = tuple(i for i, n in copies if not n and wanted[i] and not have[i])
     return replace(sample, choking=choking, lacking=lacking)
 
 

@@ -16,7 +16,8 @@ from moetool.release.source import resolve_source
 from moetool.release.torrent import download
 from moetool.release.torrent.doctor import Remedy
 from moetool.release.torrent.download import Stay
-from moetool.release.torrent.session import Swarm
+from moetool.release.torrent.session import Swarm, look_closer
+from moetool.release.torrent.watch import Sample
 from tests.peers import silent_peer
 from tests.web_seed import serving_web_seed
 
@@ -193,3 +194,33 @@ def test_a_link_whose_hash_nobody_has(stalls):
     error, told = stalls(source=format_magnet(Magnet("cd" * 20)), kind=MetadataTimeout)
     assert "nobody is known who has it: 0 peers, no trackers, DHT is off" in error.what
     assert len(told) == 1
+
+
+class _Counting:
+    """A status whose list of pieces is made anew each time it is asked for, as libtorrent's is."""
+
+    n_made = 0
+
+    @property
+    def pieces(self):
+        self.n_made += 1
+        return [index % 3 == 0 for index in range(20_000)]
+
+
+class _Handle:
+    def get_peer_info(self):
+        return []
+
+    def get_piece_priorities(self):
+        return [index % 2 for index in range(20_000)]
+
+    def piece_availability(self):
+        return [index % 5 == 0 for index in range(20_000)]
+
+
+def test_what_lacks_of_a_large_torrent_is_found_at_once():
+    """The list of 20,000 pieces was made for each of them once: seconds at each silent look."""
+    status, sample = _Counting(), Sample(now_s=0.0, peers=1, availability=0.2)
+    lacking = look_closer(sample, _Handle(), status).lacking
+    assert lacking == tuple(i for i in range(20_000) if i % 2 and i % 3 and i % 5)
+    assert status.n_made == 1
