@@ -8,7 +8,8 @@
 Which is quickest depends on the CPU: without instructions for bf16 torch's own product of many
 rows is eight times slower than the widened one, with them it is six times faster. So the first
 large product of a process tries them, which takes less than a second, and all others follow.
-All four sum in float32 and round once; the order of a sum differs, so its last bit may.
+Small matrices are not tried: several rows are widened. All four sum in float32 and round once; the
+order of a sum differs, so its last bit may.
 
 A packed matrix can only be widened, or multiplied by compiled loops. What is stored packed is kept
 so where one row takes no longer than with a matrix of 16 bits.
