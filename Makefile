@@ -34,7 +34,7 @@ bench: $(VENV)/.test
 
 # Kills, failing calls, full disks, power cuts, flipped bits: the long form; the tests have a short one.
 faults: $(VENV)/.test
-	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/proof/test_bit_rot.py tests/model/parallel
+	MOETOOL_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/proof/test_bit_rot.py tests/model/parallel tests/release/test_resume.py
 
 clean:
 	rm -rf $(VENV) dist build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
