@@ -121,14 +121,15 @@ class Stay:
         adding.upload_limit = options.max_up
         if self.order == SEQUENTIAL:
             adding.flags |= lt.torrent_flags.sequential_download
-        if have:
+        is_first = self.handle is None
+        if any(have) or (have and is_first):  # later "nothing" may mean that it was still looking
             adding.have_pieces = list(have)
             fill_out(self.meta, self.folder)
-            if self.handle is None:
+            if is_first:
                 adding.unfinished_pieces = begun_blocks(self.meta, self.folder, have)
         if self.priorities is not None:
             adding.piece_priorities = self.priorities
-        if self.handle is None and options.proxy is None:  # no way around the proxy
+        if is_first and options.proxy is None:  # no way around the proxy
             self._check.begin(self._web_seeds, self.meta)
         if dog.asked is not None:
             flags = lt.torrent_flags
