@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from moetool.model.packed import Matrix
 
 TILE_NBYTES = 8 << 20  # of float32: half of a small CPU's last cache
-LARGE_NUMEL = 1 << 20  # below, no choice is worth the trying: see `_SMALL`
+LARGE_NUMEL = 1 << 20  # below, no choice is worth the trying: see `SMALL`
 FEW_ROWS = (1, 8, 64)
 MANY_ROWS = (16, 64)
 BETTER = 1.25  # times as quick as the usual way, before another one is taken: trials are noisy
@@ -70,6 +70,9 @@ class Choice:
             not self.packed and "q8_0 decoded",
         ]
         return ", ".join(part for part in parts if part)
+
+
+SMALL = Choice(widened_from=4)  # a little more to do at worst; a twelfth without bf16
 
 
 def linear(x_TI: Tensor, w_OI: Matrix) -> Tensor:
@@ -130,7 +133,6 @@ def stay_packed(device: torch.device, dtype: torch.dtype, numel: int) -> bool:
 
 
 _SETTLED: dict[torch.dtype, Choice] = {}
-_SMALL = Choice(widened_from=4)  # a little more to do at worst; a twelfth without bf16
 
 
 def chosen_for(dtype: torch.dtype) -> Choice:
@@ -151,7 +153,7 @@ def settle(dtype: torch.dtype, choices: Sequence[Choice]) -> None:
 
 def _choice(w_OI: Matrix) -> Choice:
     tried = are_tried(w_OI.device, w_OI.dtype, w_OI.numel())
-    return chosen_for(w_OI.dtype) if tried else _SMALL
+    return chosen_for(w_OI.dtype) if tried else SMALL
 
 
 def _loops_for(n_rows: int, w_OI: Matrix) -> ModuleType | None:

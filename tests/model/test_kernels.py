@@ -7,6 +7,7 @@ import torch
 
 from moetool.model import kernels
 from moetool.model.kernels import Choice, chosen_for, linear, widened
+from moetool.model.smoke.fingerprint import take
 
 
 @pytest.fixture
@@ -120,3 +121,12 @@ def test_small_products_are_not_worth_a_trial(monkeypatch):
     monkeypatch.setattr(kernels, "chosen_for", None)
     x, w = pair(3, torch.bfloat16)
     assert linear(x, w).shape == (3, 80)
+
+
+def test_what_a_golden_file_is_equal_under_names_how_small_products_are_computed(small_args):
+    def products(dtype):
+        return take(small_args, dtype, torch.device("cpu")).products
+
+    assert products(torch.bfloat16) == f"small ones: {kernels.SMALL}"
+    assert kernels.SMALL.widened_from
+    assert products(torch.float32) == ""

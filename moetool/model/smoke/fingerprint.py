@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moetool import __version__
-from moetool.model.kernels import are_tried, chosen_for
+from moetool.model.kernels import SMALL, are_tried, chosen_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ SETTINGS = (
 class Fingerprint:
     """The machine as text; ``settings`` are environment variables that choose kernels.
 
-    ``products`` is how large 16-bit products are computed, which a process finds out by trying;
+    ``products`` is how 16-bit products are computed, of large matrices as trying has shown;
     ``split`` is how sums are divided between ranks, and empty where each is one rank's.
     """
 
@@ -73,9 +73,17 @@ def take(args: ModelArgs, dtype: torch.dtype, device: torch.device, split: str =
         capability=torch.backends.cpu.get_cpu_capability(),
         flags=" ".join(sorted(flag for flag in flags if flag.startswith(KERNEL_FLAGS))),
         settings=" ".join(known),
-        products=str(chosen_for(dtype)) if are_tried(device, dtype, largest) else "",
+        products=_products(device, dtype, largest),
         split=split,
     )
+
+
+def _products(device: torch.device, dtype: torch.dtype, largest: int) -> str:
+    """How 16-bit products are computed on a CPU; ``largest`` is the size of the largest matrix."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return ""
+    large = f"{chosen_for(dtype)}; " if are_tried(device, dtype, largest) else ""
+    return f"{large}small ones: {SMALL}"
 
 
 def _device(device: torch.device) -> str:
