@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 import zlib
 
@@ -73,7 +74,7 @@ def test_crc_of_more_zeros_than_a_disk_holds():
 
 
 def test_full_geometry_in_holes(tmp_path):
-    """Mixtral 8x7B's 93.4 GB, 995 tensors; benchmarks/startup.py measures what reading it costs."""
+    """Mixtral 8x7B's 93.4 GB, 995 tensors: written in a second, read in a third of one."""
     infos = [TensorInfo("tok_embeddings.weight", DType.BF16, (32000, 4096))]
     for layer in range(32):
         at = f"layers.{layer}."
@@ -91,11 +92,18 @@ def test_full_geometry_in_holes(tmp_path):
     infos.append(TensorInfo("norm.weight", DType.BF16, (4096,)))
     infos.append(TensorInfo("output.weight", DType.BF16, (32000, 4096)))
     path = tmp_path / "consolidated.00.pth"
+    started = time.process_time()
     sink = PthSink(path, infos)
     for info in infos:
         sink.write_hole(info.name)
     sink.close()
-    catalog = catalog_of(path)
+    assert time.process_time() - started < 2
+    took = []
+    for _ in range(3):  # a worker that holds much may collect its garbage in one of them
+        started = time.process_time()
+        catalog = catalog_of(path)
+        took.append(time.process_time() - started)
+    assert min(took) < 0.35
     assert len(infos) == 995
     assert catalog.tensors == {info.name: info for info in infos}
     assert path.stat().st_size > 93_400_000_000
