@@ -50,7 +50,7 @@ from moetool.release.verify.hashing import Wanted, read_digests
 PIECE = 4 << 20
 CHUNK = 1 << 20
 CAP_S = 15.0  # for libtorrent as it is by default
-WHOLE_S = 600.0  # for who would end otherwise only at the end of the day
+WHOLE_S = 600.0  # for the others, who end by themselves
 
 
 @dataclass(frozen=True)

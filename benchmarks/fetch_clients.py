@@ -94,7 +94,7 @@ with Swarm(options) as swarm:
 """
 
 TRANSMISSION = """
-import json, os, signal, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, socket, subprocess, sys, time, urllib.error, urllib.request
 from pathlib import Path
 torrent, work, cap = sys.argv[1:]
 config, copy = Path(work, "config"), Path(work, "copy")
@@ -121,6 +121,7 @@ def ask(method, **arguments):
             assert error.code == 409
             session = {"X-Transmission-Session-Id": error.headers["X-Transmission-Session-Id"]}
         except urllib.error.URLError:
+            assert child.poll() is None
             time.sleep(0.05)
 ask("torrent-add", filename=torrent)
 began, got, whole = time.monotonic(), 0, 1
@@ -128,7 +129,7 @@ while got < whole and time.monotonic() - began < float(cap):
     time.sleep(0.1)
     now = ask("torrent-get", fields=["haveValid", "haveUnchecked", "sizeWhenDone"])["torrents"][0]
     got, whole = now["haveValid"] + now["haveUnchecked"], now["sizeWhenDone"]
-child.send_signal(signal.SIGTERM)
+child.terminate()
 child.wait()
 print(json.dumps(got))
 """

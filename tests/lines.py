@@ -8,6 +8,8 @@ import socketserver
 import threading
 import time
 
+from tests.proxies import pump
+
 _HELD_NBYTES = 1 << 16  # in each of the machine's buffers on the way
 
 
@@ -18,17 +20,8 @@ class _Line(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Relay)
         self.host, self.port = self.server_address
         self.nbytes = 0  # given so far
-        self._peer, self._bytes_s = (peer.host, peer.port), bytes_s
+        self.peer, self._bytes_s = (peer.host, peer.port), bytes_s
         self._due_s, self._lock = 0.0, threading.Lock()
-
-    def reach(self):
-        """A connection to the peer in which little waits."""
-        with contextlib.ExitStack() as failing:
-            far = failing.enter_context(socket.socket())
-            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_NBYTES)
-            far.connect(self._peer)
-            failing.pop_all()
-        return far
 
     def wait_for(self, nbytes):
         """Until it is the turn of these; everybody who came shares the line."""
@@ -46,15 +39,18 @@ class _Relay(socketserver.BaseRequestHandler):
     def handle(self):
         near = self.request
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _HELD_NBYTES)
-        with self.server.reach() as far:
-            back = threading.Thread(target=_pass_on, args=(near, far), daemon=True)
+        with socket.socket() as far:
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_NBYTES)
+            far.connect(self.server.peer)
+            back = threading.Thread(target=pump, args=(near, far), daemon=True)
             back.start()
             with contextlib.suppress(OSError):
                 while data := far.recv(_HELD_NBYTES):
                     self.server.wait_for(len(data))
                     near.sendall(data)
                     self.server.nbytes += len(data)
-            _hang_up(near, far)
+            with contextlib.suppress(OSError):
+                near.shutdown(socket.SHUT_RDWR)
             back.join(10)
 
 
@@ -67,16 +63,3 @@ def line_to(peer, *, bytes_s):
             yield line
         finally:
             line.shutdown()
-
-
-def _pass_on(source, target):
-    with contextlib.suppress(OSError):
-        while data := source.recv(_HELD_NBYTES):
-            target.sendall(data)
-    _hang_up(source, target)
-
-
-def _hang_up(*ends):
-    for end in ends:
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)

@@ -17,7 +17,7 @@ import threading
 OUT = "127.0.0.2"
 
 
-def _pump(source, target):
+def pump(source, target):
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             target.sendall(data)
@@ -26,9 +26,9 @@ def _pump(source, target):
 
 
 def _join(one, other):
-    back = threading.Thread(target=_pump, args=(other, one), daemon=True)
+    back = threading.Thread(target=pump, args=(other, one), daemon=True)
     back.start()
-    _pump(one, other)
+    pump(one, other)
     back.join(10)
     other.close()
 

@@ -14,6 +14,7 @@ from moetool.extents import union
 from moetool.release.pieces import count_pieces, find_bad, pieces_of
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.source import Source, judge_metadata
+from moetool.release.torrent.metainfo import LEAF_NBYTES
 from moetool.release.torrent.selection import absent_pieces, chosen_paths, select
 from moetool.release.torrent.watch import Progress
 
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 
     Look = Callable[[Metainfo, Path, Callable[[Progress], None]], list[bool]]
 
-BLOCK_NBYTES = 16 << 10
-"""What peers are asked for at a time, and what libtorrent counts a piece by."""
+_BLOCK_NBYTES = LEAF_NBYTES  # peers are asked for as much as is a leaf of a v2 tree
 _NOWHERE = 1 << 62
 
 
@@ -144,14 +144,14 @@ def begun_blocks(meta: Metainfo, folder: Path, have: Sequence[bool]) -> dict[int
     """
     holes, found = _Holes(), {}
     for piece in pieces_of(meta, folder):
-        if have[piece.index] or not piece.is_plain or not holes.have_data(piece.extents):
+        if have[piece.index] or not piece.is_plain:
             continue
         written, at = [], 0
         for extent in piece.extents:
             written += [(at + start, at + stop) for start, stop in holes.written(extent)]
             at += extent.nbytes
         runs = union(written)
-        cuts = [(start, min(start + BLOCK_NBYTES, at)) for start in range(0, at, BLOCK_NBYTES)]
+        cuts = [(start, min(start + _BLOCK_NBYTES, at)) for start in range(0, at, _BLOCK_NBYTES)]
         blocks = [any(a <= start and stop <= b for a, b in runs) for start, stop in cuts]
         if any(blocks) and not all(blocks):
             found[piece.index] = blocks
@@ -171,10 +171,6 @@ class _Holes:
     def hold_data(self, extents: tuple[Extent, ...]) -> bool:
         """Whether every extent has at least one byte that was written."""
         return all(self._next(extent.path, extent.offset) < extent.end for extent in extents)
-
-    def have_data(self, extents: tuple[Extent, ...]) -> bool:
-        """Whether an extent has at least one byte that was written."""
-        return any(self._next(extent.path, extent.offset) < extent.end for extent in extents)
 
     def written(self, extent: Extent) -> Iterator[Range]:
         """What of an extent was written; offsets count from its start."""

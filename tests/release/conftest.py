@@ -19,6 +19,19 @@ from tests.tracker import serving_tracker
 
 PIECE = 32_768
 
+# A fetch in a process of its own, which can be killed.
+FETCH = """
+import sys
+from pathlib import Path
+from moetool.release.fetch import fetch
+from moetool.release.source import resolve_source
+from moetool.release.torrent.profile import SwarmOptions
+source, out, port, limit = sys.argv[1:]
+options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False, max_down=int(limit))
+fetch(resolve_source(source), Path(out), options,
+      on_progress=lambda p: print(p.stage, p.pieces_done, flush=True))
+"""
+
 
 @dataclass(frozen=True)
 class SmallRelease:

@@ -37,6 +37,7 @@ from moetool.release.torrent.metainfo import TorrentFile
 from moetool.release.torrent.serve import seed
 from moetool.release.verify.settle import Word
 from tests.peers import silent_peer
+from tests.release.conftest import FETCH
 
 
 def test_a_magnet_becomes_a_folder_whose_every_byte_was_hashed(release, options, tmp_path):
@@ -156,20 +157,6 @@ def test_only_damaged_pieces_are_fetched_again(release, options, tmp_path, damag
     lost = report.pieces - report.pieces_kept
     assert report.payload <= lost * release.meta.piece_length
     assert not (tmp_path / "out.partial").exists()
-
-
-FETCH = """
-import sys
-from pathlib import Path
-from moetool.release.fetch import fetch
-from moetool.release.fixture import find_fixture
-from moetool.release.source import resolve_source
-from moetool.release.torrent.profile import SwarmOptions
-source, out, port, limit = sys.argv[1:]
-options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False, max_down=int(limit))
-fetch(resolve_source(source), Path(out), options,
-      on_progress=lambda p: print(p.stage, p.pieces_done, flush=True))
-"""
 
 
 def test_after_kill_9_verified_pieces_are_not_fetched_again(make_release, options, tmp_path):

@@ -17,6 +17,7 @@ from moetool.release.source import resolve_source
 from moetool.release.torrent.serve import seed
 from moetool.release.verify.settle import Word
 from tests.lines import line_to
+from tests.release.conftest import FETCH
 
 BLOCK = 16_384
 PIECE = 16 * BLOCK
@@ -105,18 +106,6 @@ def test_begun_blocks_that_are_wrong_come_again_and_nobody_is_blamed(large, opti
     assert report.payload == large.meta.nbytes + BLOCK
 
 
-FETCH = """
-import sys
-from pathlib import Path
-from moetool.release.fetch import fetch
-from moetool.release.source import resolve_source
-from moetool.release.torrent.profile import SwarmOptions
-source, out, port = sys.argv[1:]
-options = SwarmOptions(peers=(("127.0.0.1", int(port)),), dht=False)
-fetch(resolve_source(source), Path(out), options)
-"""
-
-
 def test_a_kill_costs_little_whatever_the_pieces(make_release, seeders, options, tmp_path):
     """Pieces are so large that a run seldom ends one; what came is counted on the line."""
     release, out = make_release(nbytes=30_000_000, piece_length=8 << 20), tmp_path / "out"
@@ -124,10 +113,10 @@ def test_a_kill_costs_little_whatever_the_pieces(make_release, seeders, options,
         seeders(release.torrent.read_bytes(), release.folder) as peer,
         line_to(peer, bytes_s=10_000_000) as line,
     ):
-        words = [sys.executable, "-c", FETCH, release.torrent, out, line.port]
+        words = [sys.executable, "-c", FETCH, release.torrent, out, line.port, 0]
         for _ in range(N_KILLS):
             before, until_s = line.nbytes, time.monotonic() + 20
-            with subprocess.Popen([str(word) for word in words]) as child:
+            with subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL) as child:
                 while line.nbytes - before < 30_000_000 // (N_KILLS + 2):
                     assert child.poll() is None
                     assert time.monotonic() < until_s

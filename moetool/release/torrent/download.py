@@ -122,7 +122,7 @@ class Stay:
         if self.order == SEQUENTIAL:
             adding.flags |= lt.torrent_flags.sequential_download
         is_first = self.handle is None
-        if any(have) or (have and is_first):  # later "nothing" may mean that it was still looking
+        if have:
             adding.have_pieces = list(have)
             fill_out(self.meta, self.folder)
             if is_first:
@@ -224,7 +224,8 @@ class Stay:
     def _rejoin(self, status: lt.torrent_status) -> None:
         self._spent += self._came
         self.swarm.session.remove_torrent(self.handle)
-        self.join(status.pieces)
+        have = status.pieces
+        self.join(have if any(have) else ())  # without one it may still be looking
 
     def _must_drop_web_seeds(self) -> bool:
         """Whether somebody was banned while web seeds gave pieces: then go on with peers alone.

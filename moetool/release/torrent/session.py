@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TICK_MS = 200  # libtorrent's wait does not return on a signal
 CALL_AGAIN_S = 3.0
-FLUSH_S = 60.0  # a disk that takes longer for 32 MiB has another trouble, and it is told
+FLUSH_S = 60.0  # a disk that takes longer for a MiB has another trouble, and it is told
 _USUAL = 4  # libtorrent's default priority
 _NOT_SENT = os.strerror(errno.EACCES)  # what libtorrent says of a datagram that it kept back
 _CHOKES, _WANTED = 8, 1  # peer_info: remote_choked, interesting
