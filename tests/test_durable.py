@@ -61,6 +61,22 @@ def test_nothing_is_replaced(kind, work, tmp_path):
     assert (work / "file").exists()
 
 
+def test_what_only_the_work_needs_goes_with_the_rename(work, tmp_path):
+    journal, lock = work / "journal", work / "lock"
+    journal.write_text("what is done")
+    publish(work, tmp_path / "out", without=(journal, lock))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_what_the_work_needs_is_back_where_the_rename_is_refused(work, tmp_path):
+    journal = work / "journal"
+    journal.write_text("what is done")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExists):
+        publish(work, tmp_path / "out", without=(journal,))
+    assert journal.read_text() == "what is done"
+
+
 def test_another_error_of_the_rename_is_that_error(work, tmp_path):
     with pytest.raises(FileNotFoundError):
         publish(work, tmp_path / "absent" / "out")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from .harness import INTERNAL, JOURNAL, Done, Place, digests
+
+GAP = "stopped without a journal just before the end"
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Tally:
         before, entered, marked = place.shards(), place.entered(), place.marked()
         journal = (place.partial / JOURNAL).exists()
         if before and not journal:
-            self.note("stopped without a journal just before the end")
+            self.note(GAP)
             entered = set(before)  # finished all the same: the row shows what that costs
         again = place.run()
         self._words(f"{label}, again", again)
@@ -93,13 +96,17 @@ class Tally:
         """Count something of interest."""
         self.notes[word] = self.notes.get(word, 0) + 1
 
-    def settle(self, *, reach: float = 0.0, reuse: float = 0.0) -> None:
-        """Fail with every broken promise; ask for a share of points reached and shards reused."""
+    def settle(self, *, reach: float = 0.0, anew: float = 1.0) -> None:
+        """Fail with every broken promise.
+
+        ``reach`` is the share of points that must be reached, ``anew`` that of trials which may be
+        stopped between the journal's removal and the last rename, so that all is written anew.
+        """
         assert not self.wrong, "\n".join(self.wrong)
         assert self.trials, "not one trial"
         missed = self.notes.get("not reached", 0)
         assert self.trials >= reach * (self.trials + missed), self.row()
-        assert self.reused >= reuse * self.finished, self.row()
+        assert self.notes.get(GAP, 0) <= math.ceil(anew * self.trials), self.row()
 
     def row(self) -> str:
         """One line of the campaign's table."""

@@ -69,7 +69,7 @@ def test_a_source_that_was_touched_is_another_source(half_done, tally):
     assert here.shards() == kept
     os.utime(weights, ns=(stamp, stamp))
     count.judge("touched", here, ended, {7})
-    count.settle(reuse=1)
+    count.settle(anew=0)
 
 
 def test_a_source_that_changes_under_the_work(half_done, tally):
@@ -84,7 +84,7 @@ def test_a_source_that_changes_under_the_work(half_done, tally):
         ended = run.end()
     os.utime(weights, ns=(stamp, stamp))
     count.judge("touched", here, ended, {7})
-    count.settle(reuse=1)
+    count.settle(anew=0)
 
 
 def test_other_weights_under_the_same_stamp(half_done, tally):
@@ -98,7 +98,7 @@ def test_other_weights_under_the_same_stamp(half_done, tally):
     weights.write_bytes(content)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     count.judge("replaced", here, ended, {3})
-    count.settle(reuse=1)
+    count.settle(anew=0)
 
 
 def test_other_options_are_another_job(half_done, tally):
@@ -108,4 +108,4 @@ def test_other_options_are_another_job(half_done, tally):
     ended = here.run(more=("--max-shard-size", "2MB"))
     assert here.shards() == kept
     count.judge("options", here, ended, {7})
-    count.settle(reuse=1)
+    count.settle(anew=0)

@@ -65,7 +65,7 @@ def test_killed_at_random_times(shape, place, tally, many):
         count.judge(f"{shape} {trial} at {wait:.4f} s ({where})", here, ended, {-9, 0})
         here.clear()
     assert count.notes.get("inside", 0) >= count.trials // 4, count.notes
-    count.settle(reuse=0.95)
+    count.settle(anew=0.05)
 
 
 @pytest.mark.parametrize("number", POLITE, ids=lambda number: number.name)
@@ -89,4 +89,4 @@ def test_asked_to_stop(number, place, tally, many):
         count.judge(f"{number.name} after {n_shards}", here, ended, {POLITE[number], 0})
         here.clear()
     assert count.notes.get("stopped", 0) >= count.trials // 2, count.notes
-    count.settle(reuse=0.95)
+    count.settle(anew=0.05)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from moetool.arch.recognize import recognize
 from moetool.convert.execute.journal import JOURNAL, Mark, Past, ShardRecord
 from moetool.convert.execute.shard import Desk, digest_of, unfinished, write_shard
-from moetool.durable import locked, publish, sync_folder, write_durably
+from moetool.durable import locked, publish, sync_folder
 from moetool.errors import DigestMismatch, InconsistentCheckpoint, OutputExists
 from moetool.formats import open_checkpoint
 
@@ -65,31 +65,13 @@ def output_directory(out: Path, *, resumable: bool = False, force: bool = False)
         sync_folder(work)
         if force and (out.exists() or out.is_symlink()):
             _move_aside(out)
-        with _without(work / JOURNAL):
-            (work / LOCK).unlink()
-            publish(work, out)
+        publish(work, out, without=(work / JOURNAL, work / LOCK))
 
 
 def _refuse_existing(out: Path, *, force: bool) -> None:
     if not force and (out.exists() or out.is_symlink()):
         hint = "choose another --out; --force moves this one aside"
         raise OutputExists("is there already", where=str(out), hint=hint)
-
-
-@contextmanager
-def _without(journal: Path) -> Iterator[None]:
-    """Remove the journal for the last rename, and put it back if that is refused.
-
-    Nothing is synced in between: whoever is stopped here has the journal or the output.
-    """
-    content = journal.read_bytes() if journal.exists() else None
-    journal.unlink(missing_ok=True)
-    try:
-        yield
-    except BaseException:
-        if content is not None and journal.parent.is_dir():
-            write_durably(journal, content)
-        raise
 
 
 def sweep(work: Path, keep: Iterable[str]) -> None:
