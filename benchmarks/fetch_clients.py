@@ -12,13 +12,13 @@ params.settings = {"listen_interfaces": listen, "enable_dht": False, "enable_lsd
     "send_buffer_watermark": 8 << 20, "send_buffer_watermark_factor": 150,
     "send_buffer_low_watermark": 1 << 20}
 params.disk_io_constructor = "posix_disk_io_constructor"
-session = lt.session(params)
+session, handles = lt.session(params), []
 for torrent in torrents:
     adding = lt.load_torrent_file(torrent)
     adding.save_path = folder
-    adding.flags = lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
-    session.add_torrent(adding)
-while not session.is_listening():
+    adding.flags = lt.torrent_flags.update_subscribe  # seed_mode would hash for the first client
+    handles.append(session.add_torrent(adding))
+while not session.is_listening() or not all(h.status().is_seeding for h in handles):
     session.wait_for_alert(20)
     session.pop_alerts()
 print(session.listen_port(), flush=True)

@@ -224,19 +224,15 @@ def _convert(
     console: Console, job: Job, checkpoint: FileCheckpoint, manner: Manner, *, certificate: bool
 ) -> ConvertReport:
     """Convert, with the certificate at the end where it is wanted."""
-    from moetool.convert.plan import READABLE
     from moetool.proof.certificate.issue import Certifier
 
     console.note(f"{_title(job)}: {size(job.plan.nbytes)}")
     for note in job.notes:
         console.warn(note)
-    strange = sorted({step.target.dtype.label for step in job.plan.steps
-                      if step.target.dtype not in READABLE})  # fmt: skip
-    if certificate and strange:
+    if certificate and (strange := job.plan.unreadable):
         certificate = False
         console.note(f"no certificate: {', '.join(strange)} blocks are not decoded here")
-    # With a certificate, the source and the output are read once more.
-    passing = job.plan.nbytes + (job.plan.read_nbytes + job.plan.nbytes) * certificate
+    passing = job.plan.nbytes + job.plan.certified_nbytes * certificate
     with console.progress("convert", passing) as update:
         if not certificate:
             return job.run(update, manner)

@@ -90,6 +90,7 @@ def fetch(
     layout: fetch_convert.LayoutOption = None,
     dtype: fetch_convert.DtypeOption = "keep",
     max_shard_size: fetch_convert.ShardSizeOption = None,
+    certificate: fetch_convert.CertificateOption = False,
     events: EventsOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -105,7 +106,9 @@ def fetch(
     words = SwarmWords(
         tracker, peer, port, max_down, max_up, timeout, no_dht, proxy, encryption, ipv6, interface
     )
-    made = fetch_convert.ConvertWords(convert, convert_out, keep, layout, dtype, max_shard_size)
+    made = fetch_convert.ConvertWords(
+        convert, convert_out, keep, layout, dtype, max_shard_size, certificate
+    )
     if is_address(source):
         chosen = {"web_seeds": web_seeds, "only": only, "order": order != "auto"}
         swarm = {**chosen, **words.given(), **made.given()}

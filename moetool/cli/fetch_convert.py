@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,14 @@ ShardSizeOption = Annotated[
     str | None,
     typer.Option(help="With --convert: largest file, as 5GB (decimal units)", show_default=False),
 ]
+CertificateOption = Annotated[
+    bool,
+    typer.Option(
+        "--certificate/--no-certificate",
+        help="With --convert: compare both, value by value, before the output gets its name, as "
+        "moetool convert does; reads both once more",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,7 @@ class ConvertWords:
     layout: str | None
     dtype: str
     max_shard_size: str | None
+    certificate: bool
 
     def given(self) -> dict[str, bool]:
         """The options that were given, by their names."""
@@ -83,22 +93,34 @@ class ConvertWords:
         if self.to is None:
             if self.given():
                 raise UsageFault(
-                    "--convert-out, --no-keep, --layout, --dtype and --max-shard-size say how to "
-                    "convert",
+                    "--convert-out, --no-keep, --layout, --dtype, --max-shard-size and "
+                    "--certificate say how to convert",
                     hint="add --convert safetensors or --convert gguf",
                 )
             return None
+        if self.certificate and not self.keep:
+            raise UsageFault(
+                "--certificate compares the output with the raw files, and --no-keep leaves none",
+                hint="leave out one of them; the manifest has the digests of what was read",
+            )
         from moetool.cli.convert import preparer
         from moetool.cli.options import typed_command
         from moetool.cli.quantising import read_recipe
         from moetool.convert.arriving.companion import Wish
+        from moetool.proof.certificate.issue import Certifier
 
         recipe = read_recipe(self.dtype, None, None, None, None, pure=False)
         target, prepared = preparer(self.to, self.layout, self.dtype, self.max_shard_size, recipe)
-        return Wish(prepared, target.convention, self.out, self.keep, again=typed_command())
+        certifier = partial(Certifier, cold=False) if self.certificate else None
+        return Wish(
+            prepared, target.convention, self.out, self.keep, again=typed_command(),
+            certifier=certifier,
+        )  # fmt: skip
 
 
-_UNSAID = ConvertWords(None, None, keep=True, layout=None, dtype="keep", max_shard_size=None)
+_UNSAID = ConvertWords(
+    None, None, keep=True, layout=None, dtype="keep", max_shard_size=None, certificate=False
+)
 
 
 def run(
@@ -126,8 +148,8 @@ def render(console: Console, report: FetchConvertReport) -> None:
     render_converted(console, made, safe(title))
     for note in made.notes:
         console.warn(note)
-    if report.kept:
+    if not report.kept:
+        console.line("the raw files were given back to the disk piece by piece; none is left")
+    elif made.certificate is None:
         words = ["moetool", "certify", str(report.fetched.path), str(made.out)]
         console.hint(f"{shlex.join(words)} compares the values of both")
-    else:
-        console.line("the raw files were given back to the disk piece by piece; none is left")

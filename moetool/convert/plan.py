@@ -189,6 +189,17 @@ class Plan:
         return sum(part.nbytes for step in self.steps for part in step.parts)
 
     @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The types written that are not decoded here: of their values nothing can be said."""
+        kinds = {step.target.dtype for step in self.steps}
+        return tuple(sorted(kind.label for kind in kinds - READABLE))
+
+    @property
+    def certified_nbytes(self) -> int:
+        """What is read of source and output when the values of both are compared."""
+        return self.read_nbytes + self.nbytes
+
+    @property
     def peak_nbytes(self) -> int:
         """The most bytes of weights held at once."""
         return max((part.working_nbytes() for step in self.steps for part in step.parts), default=0)

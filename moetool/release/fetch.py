@@ -181,7 +181,7 @@ class FetchJob:
                 return self._finish(checked(report), kept=self._n_pieces(), already=True)
         write_origin(self.partial, self.meta, self._origin(fetched_at=None))
         self._take_back()
-        have = self._look()
+        have = prepare(self.meta, self.partial, self.on_progress)
         report = self._complete(swarm, have)
         write_origin(self.partial, self.meta, self._origin(fetched_at=now()))
         record_digests(self.partial, report)
@@ -202,10 +202,6 @@ class FetchJob:
                     where=str(folder),
                     hint="give another --out, or move it away",
                 )
-
-    def _look(self) -> list[bool]:
-        """What an earlier run left; see `prepare`."""
-        return prepare(self.meta, self.partial, self.on_progress)
 
     def _complete(self, swarm: Swarm, have: list[bool]) -> VerifyReport:
         for _ in range(ROUNDS):

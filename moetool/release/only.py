@@ -36,7 +36,7 @@ from moetool.release.magnet import format_magnet
 from moetool.release.peek.torrent import folder_of_weights
 from moetool.release.pieces import count_pieces
 from moetool.release.provenance import record_digests, write_origin
-from moetool.release.resume import fill_out, pieces_here, prepare
+from moetool.release.resume import fill_out, prepare
 from moetool.release.torrent.alerts import bytes_free
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class OnlyJob(FetchJob):
         before = self._selected_before()
         if not is_partial(place):
             self._record((), arrivals, ())
-        have = prepare(self.meta, place, self.on_progress, pieces_here)
+        have = prepare(self.meta, place, self.on_progress)
         here = [index for index in arrivals.pieces if have and have[index]]
         self._record(before, arrivals, here)
         outcome = self._fetch(swarm, arrivals, have)

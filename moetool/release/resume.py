@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moetool.extents import union
+from moetool.errors import Refused
+from moetool.extents import Extent, union
 from moetool.release.pieces import count_pieces, find_bad, pieces_of
 from moetool.release.provenance import read_origin, read_recorded_torrent
 from moetool.release.source import Source, judge_metadata
@@ -21,13 +22,10 @@ from moetool.release.torrent.watch import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from moetool.extents import Extent, Range
+    from moetool.extents import Range
     from moetool.release.magnet import Magnet
     from moetool.release.torrent.metainfo import Metainfo
 
-    Look = Callable[[Metainfo, Path, Callable[[Progress], None]], list[bool]]
-
-_BLOCK_NBYTES = LEAF_NBYTES  # peers are asked for as much as is a leaf of a v2 tree
 _NOWHERE = 1 << 62
 
 
@@ -69,19 +67,13 @@ def with_selection(
     return select(meta, paths)
 
 
-def prepare(
-    meta: Metainfo,
-    folder: Path,
-    on_progress: Callable[[Progress], None],
-    look: Look | None = None,
-) -> list[bool]:
+def prepare(meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None]) -> list[bool]:
     """Find the pieces that are here, and make the files fit for going on with them.
 
-    Returns one bool for each piece; empty where nothing is here, and for v2 torrents (see
-    `held_pieces`, which is the usual ``look``).
+    Returns one bool for each piece; empty where nothing is here (see `held_pieces`).
     """
     present = any(path.is_file() for path in meta.file_sizes(folder))
-    have = (look or held_pieces)(meta, folder, on_progress) if present else []
+    have = held_pieces(meta, folder, on_progress) if present else []
     if have:
         fill_out(meta, folder)
     return have
@@ -103,22 +95,14 @@ def held_pieces(
 ) -> list[bool]:
     """Hash the pieces in ``folder``; one bool for each, False where nothing is claimed of it.
 
-    Empty for torrents with v2 hashes: libtorrent looks at such files, which it does well without
-    resume data, and makes the trees that other peers ask it for.
-    """
-    return [] if meta.info_hash_v2 is not None else pieces_here(meta, folder, on_progress)
-
-
-def pieces_here(
-    meta: Metainfo, folder: Path, on_progress: Callable[[Progress], None]
-) -> list[bool]:
-    """Hash the pieces in ``folder``, of a torrent of any kind; one bool for each.
-
-    Raises:
-        Refused: a v2 torrent without the digests of its pieces.
+    Empty for a v2 torrent without the digests of its pieces: libtorrent asks its peers for those,
+    and looks itself.
     """
     holes = _Holes()
-    pieces = pieces_of(meta, folder)
+    try:
+        pieces = pieces_of(meta, folder)
+    except Refused:
+        return []
     present = [piece for piece in pieces if holes.hold_data(piece.extents)]
     total, done = sum(piece.nbytes for piece in present), 0
 
@@ -133,29 +117,40 @@ def pieces_here(
 
 
 def begun_blocks(meta: Metainfo, folder: Path, have: Sequence[bool]) -> dict[int, list[bool]]:
-    """By piece the blocks that were written, of pieces that are not whole; a bool for each block.
+    """By piece which of its blocks were written, for pieces that are begun and not whole.
 
     A killed fetch leaves these: files have holes where nothing came yet. Whether the blocks are
     right is told by the digest of their piece, once all of it is here. A piece without a hole that
-    is not right has none: it must come anew.
+    is not right has none: it must come anew. Blocks of padding alone never come.
 
     Raises:
         Refused: a v2 torrent without the digests of its pieces.
     """
     holes, found = _Holes(), {}
     for piece in pieces_of(meta, folder):
-        if have[piece.index] or not piece.is_plain:
+        if have[piece.index]:
             continue
-        written, at = [], 0
-        for extent in piece.extents:
-            written += [(at + start, at + stop) for start, stop in holes.written(extent)]
-            at += extent.nbytes
-        runs = union(written)
-        cuts = [(start, min(start + _BLOCK_NBYTES, at)) for start in range(0, at, _BLOCK_NBYTES)]
-        blocks = [any(a <= start and stop <= b for a, b in runs) for start, stop in cuts]
-        if any(blocks) and not all(blocks):
+        written, padding, at = [], [], 0
+        for part in piece.parts:
+            if isinstance(part, Extent):
+                written += [(at + start, at + stop) for start, stop in holes.written(part)]
+                at += part.nbytes
+            else:
+                padding.append((at, at + part))
+                at += part
+        if not written:
+            continue
+        runs = union([*written, *padding])
+        cuts = [(start, min(start + LEAF_NBYTES, at)) for start in range(0, at, LEAF_NBYTES)]
+        coming = [not _lies_in(cut, padding) for cut in cuts]
+        blocks = [comes and _lies_in(cut, runs) for comes, cut in zip(coming, cuts, strict=True)]
+        if any(blocks) and blocks != coming:
             found[piece.index] = blocks
     return found
+
+
+def _lies_in(cut: Range, runs: Sequence[Range]) -> bool:
+    return any(start <= cut[0] and cut[1] <= stop for start, stop in runs)
 
 
 class _Holes:

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from moetool.proof.certificate.record import CERTIFICATE
 from moetool.release.fixture import find_fixture
 from moetool.release.torrent.serve import seed
+from tests.convert.arriving.conftest import contents
 
 
 @pytest.fixture
@@ -24,6 +26,25 @@ def test_one_line_makes_both_folders_and_says_so(moetool, fixture, tmp_path):
     assert "mistral -> gguf (gguf) in" in done.stdout
     assert "moetool certify" in done.stderr
     moetool("certify", "raw", "raw-gguf", check=0)
+
+
+@pytest.mark.parametrize("here", [False, True], ids=["comes", "is here already"])
+def test_with_a_certificate_it_is_what_convert_makes_to_the_last_byte(
+    moetool, fixture, tmp_path, here
+):
+    words = ["--out", "raw", "--no-dht", "--peer"]
+    with seed(fixture.torrent, fixture.directory) as peer:
+        if here:
+            moetool("fetch", fixture.torrent, *words, peer.peer, check=0)
+        done = moetool("fetch", fixture.torrent, *words, peer.peer, "--convert", "safetensors",
+                       "--convert-out", "hf", "--certificate", check=0)  # fmt: skip
+    assert "EQUAL" in done.stdout
+    assert "moetool certify" not in done.stderr
+    made = contents(tmp_path / "hf")
+    assert CERTIFICATE in made
+    (tmp_path / "hf").rename(tmp_path / "live")
+    moetool("convert", "raw", "--to", "safetensors", "--out", "hf", check=0)
+    assert made == contents(tmp_path / "hf")
 
 
 def test_without_the_raw_files_one_folder_remains_and_is_taken_next(moetool, fixture, tmp_path):
@@ -46,6 +67,8 @@ def test_without_the_raw_files_one_folder_remains_and_is_taken_next(moetool, fix
     [
         (["--no-keep"], 2),
         (["--layout", "hf"], 2),
+        (["--certificate"], 2),
+        (["--convert", "gguf", "--certificate", "--no-keep"], 2),
         (["--convert", "onnx"], 2),
         (["--convert", "gguf", "--dtype", "f8"], 2),
         (["--convert", "safetensors", "--max-shard-size", "many"], 2),

@@ -50,6 +50,7 @@ class SmallRelease:
         return all(
             (folder / file.path).read_bytes() == (self.folder / file.path).read_bytes()
             for file in self.meta.files
+            if not file.pad
         )
 
 
@@ -67,9 +68,24 @@ def v1_torrent(folder: Path, piece_length: int = PIECE) -> bytes:
     return encode({b"info": info})
 
 
+def torrent_by_libtorrent(folder: Path, kind: str, piece_length: int = PIECE) -> bytes:
+    """The .torrent that libtorrent makes of a folder; ``kind`` is v1, v2 or hybrid."""
+    import libtorrent as lt
+
+    kinds = {"v1": lt.create_torrent.v1_only, "v2": lt.create_torrent.v2_only, "hybrid": 0}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = [
+        lt.create_file_entry(str(path.relative_to(folder.parent)), path.stat().st_size)
+        for path in paths
+    ]
+    made = lt.create_torrent(entries, piece_length, kinds[kind])
+    lt.set_piece_hashes(made, str(folder.parent))
+    return lt.bencode(made.generate())
+
+
 @pytest.fixture
 def make_release(tmp_path):
-    def make(name="tiny", seed=0, nbytes=1_500_000, piece_length=PIECE):
+    def make(name="tiny", seed=0, nbytes=1_500_000, piece_length=PIECE, kind=""):
         folder = tmp_path / "publisher" / name
         folder.mkdir(parents=True)
         bits = random.Random(seed)
@@ -82,7 +98,11 @@ def make_release(tmp_path):
         ]
         (folder / "RELEASE").write_text("\n".join([" ╓────╖", *lines, " ╙────╜"]), "utf-8")
         torrent = folder.with_name(f"{name}.torrent")
-        torrent.write_bytes(v1_torrent(folder, piece_length))
+        torrent.write_bytes(
+            torrent_by_libtorrent(folder, kind, piece_length)
+            if kind
+            else v1_torrent(folder, piece_length)
+        )
         md5 = hashlib.md5((folder / "RELEASE").read_bytes()).hexdigest()
         return SmallRelease(folder, torrent, read_torrent(torrent.read_bytes()), md5)
 

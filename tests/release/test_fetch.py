@@ -37,7 +37,7 @@ from moetool.release.torrent.metainfo import TorrentFile
 from moetool.release.torrent.serve import seed
 from moetool.release.verify.settle import Word
 from tests.peers import silent_peer
-from tests.release.conftest import FETCH
+from tests.release.conftest import FETCH, torrent_by_libtorrent
 
 
 def test_a_magnet_becomes_a_folder_whose_every_byte_was_hashed(release, options, tmp_path):
@@ -355,21 +355,12 @@ def test_the_ends_of_files_are_known_in_every_form_of_torrent(release):
 
 
 @pytest.mark.parametrize(
-    ("flags", "link"),
-    [("v2_only", "btmh"), ("hybrid", "both"), ("hybrid", "btih"), ("hybrid", "btmh")],
+    ("kind", "link"),
+    [("v2", "btmh"), ("hybrid", "both"), ("hybrid", "btih"), ("hybrid", "btmh")],
 )
-def test_v2_and_hybrid_torrents_are_fetched_and_proven(release, options, tmp_path, flags, link):
-    import libtorrent as lt
-
-    kinds = {"v2_only": lt.create_torrent.v2_only, "hybrid": 0}
-    files = [
-        lt.create_file_entry(f"tiny/{path.name}", path.stat().st_size)
-        for path in sorted(release.folder.iterdir())
-    ]
-    creator = lt.create_torrent(files, 32_768, kinds[flags])
-    lt.set_piece_hashes(creator, str(release.folder.parent))
+def test_v2_and_hybrid_torrents_are_fetched_and_proven(release, options, tmp_path, kind, link):
     torrent, out = tmp_path / "v2.torrent", tmp_path / "out"
-    torrent.write_bytes(lt.bencode(creator.generate()))
+    torrent.write_bytes(torrent_by_libtorrent(release.folder, kind))
     meta = resolve_source(str(torrent)).meta
     v1 = None if link == "btmh" else meta.info_hash
     v2 = None if link == "btih" else meta.info_hash_v2

@@ -26,6 +26,7 @@ from moetool.release.source import resolve_source
 from moetool.release.torrent.bencode import encode
 from moetool.release.torrent.metainfo import read_torrent
 from moetool.release.torrent.serve import seed
+from tests.release.conftest import torrent_by_libtorrent
 
 
 @pytest.fixture
@@ -205,18 +206,8 @@ def test_weights_in_several_folders_are_refused_and_in_one_found(options, tmp_pa
 
 @pytest.mark.parametrize("version", ["v2", "hybrid"])
 def test_pieces_of_v2_are_judged_by_their_own_trees(version, release, options, tmp_path, no_trace):
-    import libtorrent as lt
-
     made = tmp_path / "made.torrent"
-    names = sorted(file.path for file in release.meta.files)
-    entries = [
-        lt.create_file_entry(f"tiny/{name}", (release.folder / name).stat().st_size)
-        for name in names
-    ]
-    flags = {"v2": lt.create_torrent.v2_only, "hybrid": 0}[version]
-    torrent = lt.create_torrent(entries, 32_768, flags)
-    lt.set_piece_hashes(torrent, str(release.folder.parent), lambda _: None)
-    made.write_bytes(lt.bencode(torrent.generate()))
+    made.write_bytes(torrent_by_libtorrent(release.folder, version))
     with (
         seed(made, release.folder) as peer,
         look_into(resolve_source(str(made)), options(peer), is_weight_file) as look,

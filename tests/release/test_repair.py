@@ -35,6 +35,7 @@ from moetool.release.source import resolve_source
 from moetool.release.torrent.bencode import decode, encode
 from moetool.release.torrent.metainfo import read_torrent
 from moetool.release.torrent.serve import Seed, seed
+from tests.release.conftest import torrent_by_libtorrent
 
 WEIGHTS = "consolidated.00.pth"
 MIDDLE = 700_000
@@ -229,6 +230,7 @@ from pathlib import Path
 from moetool.release.repair import mend
 from moetool.release.repair.run import repair
 from moetool.release.source import resolve_source
+from tests.release.conftest import torrent_by_libtorrent
 folder, torrent, other, after = sys.argv[1:]
 mend.GROUP_NBYTES = 1
 write, left = os.pwrite, int(after)
@@ -378,19 +380,10 @@ def test_a_web_seed_of_the_torrent_gives_the_piece(release, ours, options, web_s
     assert sum(sent) <= 2 * release.meta.piece_length
 
 
-@pytest.mark.parametrize("flags", ["v2_only", "hybrid"])
-def test_v2_and_hybrid_torrents(release, ours, run, flags, tmp_path):
-    import libtorrent as lt
-
-    kinds = {"v2_only": lt.create_torrent.v2_only, "hybrid": 0}
-    files = [
-        lt.create_file_entry(f"tiny/{path.name}", path.stat().st_size)
-        for path in sorted(release.folder.iterdir())
-    ]
-    creator = lt.create_torrent(files, 32_768, kinds[flags])
-    lt.set_piece_hashes(creator, str(release.folder.parent))
+@pytest.mark.parametrize("kind", ["v2", "hybrid"])
+def test_v2_and_hybrid_torrents(release, ours, run, kind, tmp_path):
     torrent = tmp_path / "v2.torrent"
-    torrent.write_bytes(lt.bencode(creator.generate()))
+    torrent.write_bytes(torrent_by_libtorrent(release.folder, kind))
     source = resolve_source(str(torrent))
     size = (ours / WEIGHTS).stat().st_size
     assert pieces.find_bad(pieces.pieces_of(source.meta, ours)) == []
@@ -400,7 +393,7 @@ def test_v2_and_hybrid_torrents(release, ours, run, flags, tmp_path):
     assert report.ok
     assert len(report.bad) == 3
     assert release.same_as(ours)
-    if flags == "v2_only":
+    if kind == "v2":
         _layers_are_judged(source, ours)
         return
     flip(ours / WEIGHTS, size - 1)

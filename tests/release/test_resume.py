@@ -11,6 +11,7 @@ import time
 import pytest
 
 from moetool.release.fetch import fetch
+from moetool.release.pieces import pieces_of
 from moetool.release.provenance import Origin, write_origin
 from moetool.release.resume import begun_blocks, fill_out, prepare
 from moetool.release.source import resolve_source
@@ -24,9 +25,10 @@ PIECE = 16 * BLOCK
 N_KILLS = 20 if os.environ.get("MOETOOL_FAULTS") == "long" else 4
 
 
-@pytest.fixture
-def large(make_release):
-    return make_release(nbytes=2_000_000, piece_length=PIECE)
+@pytest.fixture(params=["v1", "hybrid", "v2"])
+def large(request, make_release):
+    """Of a v2 torrent only the .torrent has the digests of single pieces, so that is the source."""
+    return make_release(nbytes=2_000_000, piece_length=PIECE, kind=request.param)
 
 
 def _copied(release, folder, *runs):
@@ -44,9 +46,18 @@ def _copied(release, folder, *runs):
 
 def _first(release):
     """Where in the weights the first piece begins that holds nothing else, and its number."""
-    file = next(file for file in release.meta.files if file.path == "consolidated.00.pth")
-    index = -(-file.offset // PIECE)
-    return index * PIECE - file.offset, index
+    weights = release.folder / "consolidated.00.pth"
+    return next(
+        (piece.extents[0].offset, piece.index)
+        for piece in pieces_of(release.meta, release.folder)
+        if [extent.path for extent in piece.extents] == [weights]
+    )
+
+
+def _coming(release):
+    """The bytes that come: of a hybrid torrent also the padding that fills a file's last block."""
+    meta, block = release.meta, BLOCK if release.meta.pieces and release.meta.info_hash_v2 else 1
+    return sum(-(-file.nbytes // block) * block for file in meta.files if not file.pad)
 
 
 def test_blocks_that_were_written_are_told_and_no_others(large, tmp_path):
@@ -65,6 +76,23 @@ def test_blocks_that_were_written_are_told_and_no_others(large, tmp_path):
         index + 1: [k in {3, 4} for k in range(16)],
         index + 2: [k == 14 for k in range(16)],
     }
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "v2"])
+def test_in_the_last_piece_of_a_file_padding_is_no_block(kind, make_release, tmp_path):
+    """2,000,000 bytes end within the eleventh block of their last piece, where a piece has 16."""
+    large = make_release(nbytes=2_000_000, piece_length=PIECE, kind=kind)
+    start = 7 * PIECE
+    some = _copied(large, tmp_path / "some", (start + 9 * BLOCK, 2_000_000))
+    have = prepare(large.meta, some, lambda _: None)
+    (blocks,) = begun_blocks(large.meta, some, have).values()
+    n_blocks = 16 if kind == "hybrid" else 11
+    assert blocks == [9 <= k < 11 for k in range(n_blocks)]
+    # All of it is there, and wrong: nothing of it is used.
+    with (some / "consolidated.00.pth").open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(9 * BLOCK))
+    assert begun_blocks(large.meta, some, have) == {}
 
 
 def test_a_piece_that_is_there_and_wrong_comes_anew(large, tmp_path):
@@ -87,9 +115,9 @@ def test_what_was_begun_is_not_fetched_again(large, options, tmp_path):
         (start + PIECE, start + 3 * PIECE - BLOCK),
     )
     with seed(large.torrent, large.folder) as peer:
-        report = fetch(resolve_source(large.magnet), tmp_path / "out", options(peer))
+        report = fetch(resolve_source(str(large.torrent)), tmp_path / "out", options(peer))
     assert large.same_as(tmp_path / "out")
-    assert report.payload == large.meta.nbytes - (3 * PIECE - 2 * BLOCK)
+    assert report.payload == _coming(large) - (3 * PIECE - 2 * BLOCK)
 
 
 def test_begun_blocks_that_are_wrong_come_again_and_nobody_is_blamed(large, options, tmp_path):
@@ -99,16 +127,18 @@ def test_begun_blocks_that_are_wrong_come_again_and_nobody_is_blamed(large, opti
         file.seek(start + 2 * BLOCK)
         file.write(b"wrong")
     with seed(large.torrent, large.folder) as peer:
-        report = fetch(resolve_source(large.magnet), tmp_path / "out", options(peer))
+        report = fetch(resolve_source(str(large.torrent)), tmp_path / "out", options(peer))
     assert large.same_as(tmp_path / "out")
     assert report.verification.verdict is Word.MATCH
     assert report.banned == ()
-    assert report.payload == large.meta.nbytes + BLOCK
+    assert report.payload == _coming(large) + BLOCK
 
 
-def test_a_kill_costs_little_whatever_the_pieces(make_release, seeders, options, tmp_path):
+@pytest.mark.parametrize("kind", ["v1", "hybrid", "v2"])
+def test_a_kill_costs_little_whatever_the_pieces(kind, make_release, seeders, options, tmp_path):
     """Pieces are so large that a run seldom ends one; what came is counted on the line."""
-    release, out = make_release(nbytes=30_000_000, piece_length=8 << 20), tmp_path / "out"
+    release = make_release(nbytes=30_000_000, piece_length=8 << 20, kind=kind)
+    out = tmp_path / "out"
     with (
         seeders(release.torrent.read_bytes(), release.folder) as peer,
         line_to(peer, bytes_s=10_000_000) as line,

@@ -18,6 +18,7 @@ from moetool.release.source import resolve_source
 from moetool.release.torrent.selection import absent_pieces, select, wanted_pieces
 from moetool.release.torrent.serve import seed
 from moetool.release.verify.settle import Word
+from tests.release.conftest import torrent_by_libtorrent
 
 # RELEASE, consolidated.00.pth, params.json, tokenizer.model: in this order, numbers 0 to 3.
 ALL = {"RELEASE", "consolidated.00.pth", "params.json", "tokenizer.model"}
@@ -105,19 +106,10 @@ def test_damage_of_what_was_selected_is_found_and_mended(release, options, tmp_p
     assert weights.read_bytes() == (release.folder / weights.name).read_bytes()
 
 
-@pytest.mark.parametrize("flags", ["v2_only", "hybrid"])
-def test_pieces_that_end_with_their_file_are_all_proven(release, options, tmp_path, flags):
-    import libtorrent as lt
-
-    kinds = {"v2_only": lt.create_torrent.v2_only, "hybrid": 0}
-    files = [
-        lt.create_file_entry(f"tiny/{path.name}", path.stat().st_size)
-        for path in sorted(release.folder.iterdir())
-    ]
-    creator = lt.create_torrent(files, 32_768, kinds[flags])
-    lt.set_piece_hashes(creator, str(release.folder.parent))
+@pytest.mark.parametrize("kind", ["v2", "hybrid"])
+def test_pieces_that_end_with_their_file_are_all_proven(release, options, tmp_path, kind):
     torrent, out = tmp_path / "v2.torrent", tmp_path / "out"
-    torrent.write_bytes(lt.bencode(creator.generate()))
+    torrent.write_bytes(torrent_by_libtorrent(release.folder, kind))
     meta = resolve_source(str(torrent)).meta
     number = [file.path for file in meta.files].index("tokenizer.model")
     link = format_magnet(

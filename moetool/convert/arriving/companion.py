@@ -7,12 +7,13 @@ whoever ends first with an error puts it into the `Arrivals`, where the other on
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from moetool.convert.arriving.reads import Behind, StepReads, piece_order, reads_of
+from moetool.convert.execute.folder import Progress as Steps
 from moetool.convert.execute.folder import work_folder
 from moetool.convert.execute.journal import JOURNAL, Mark, ShardRecord
 from moetool.convert.execute.room import existing_parent, room_for
@@ -21,6 +22,7 @@ from moetool.convert.execute.shard import MARK_NBYTES
 from moetool.convert.job import ConvertReport, Job, Source, open_source
 from moetool.errors import DigestMismatch, Interrupted, MoetoolError, NoRoomOnDisk
 from moetool.files import open_raw
+from moetool.formats import open_checkpoint
 from moetool.formats.arriving import check_assumed, open_arriving
 from moetool.formats.directory import is_weight_file
 from moetool.release.live.headers import sources_in
@@ -47,6 +49,7 @@ class Wish:
     ``prepared`` makes the job from a source and the folder to make: ``out``, or beside the raw
     files a folder that is named by the ``layout``. ``keep`` leaves the raw files; else a piece goes
     once all that was made of it is sealed, and at most ``ahead_nbytes`` are downloaded ahead.
+    ``certifier`` compares the raw files, which must stay for it, with what was made of them.
     """
 
     prepared: Callable[[Source, Path], Job]
@@ -57,10 +60,65 @@ class Wish:
     again: str = ""
     ahead_nbytes: int = AHEAD_NBYTES
     mark_nbytes: int = MARK_NBYTES
+    certifier: Callable[[Source, FileCheckpoint, Steps], Certifier] | None = None
 
     def folder(self, raw: Path) -> Path:
         """The folder to make of raw files in ``raw``, as `moetool convert` would name it."""
         return (self.out or raw.with_name(f"{raw.name}-{self.layout}")).absolute()
+
+    def certifies(self, job: Job) -> bool:
+        """Whether the output will be compared with its source: quantised blocks may not be."""
+        return self.certifier is not None and not job.plan.unreadable
+
+    def passing_nbytes(self, job: Job) -> int:
+        """The bytes that the progress of `run` ends with."""
+        return job.plan.nbytes + job.plan.certified_nbytes * self.certifies(job)
+
+    def run(
+        self,
+        job: Job,
+        raw: Callable[[], Path],
+        progress: Steps,
+        on_sealed: Callable[[Mark | ShardRecord], None] = lambda _: None,
+        arrived: Callable[[], None] = lambda: None,
+    ) -> ConvertReport:
+        """Run the job in the manner wished for; ``raw`` tells where the raw files lie in the end.
+
+        Raises:
+            MoetoolError: see `Job.run`.
+        """
+        certificate: object = None
+
+        def certify(work: Path) -> Mapping[str, bytes]:
+            nonlocal certificate
+            assert self.certifier is not None  # else it is not called
+            with open_checkpoint(raw()) as checkpoint:
+                certifier = self.certifier(open_source(checkpoint), checkpoint, progress)
+                beside = certifier(work)
+            certificate = certifier.certificate
+            return beside
+
+        manner = Manner(
+            readback=self.readback,
+            mark_nbytes=self.mark_nbytes,
+            again=self.again,
+            on_sealed=on_sealed,
+            arrived=arrived,
+            certify=certify if self.certifies(job) else None,
+        )
+        return replace(job.run(progress, manner), certificate=certificate)
+
+
+class Certifier(Protocol):
+    """Compares an output that has not got its name yet with its source; see `Manner.certify`."""
+
+    @property
+    def certificate(self) -> object:
+        """What was found."""
+
+    def __call__(self, work: Path) -> Mapping[str, bytes]:
+        """The files to write beside the output in ``work``."""
+        ...
 
 
 class Companion:
@@ -144,7 +202,7 @@ class Companion:
     def _convert(self, arrivals: Arrivals, checkpoint: FileCheckpoint) -> ConvertReport:
         headers = arrivals.wanted
         job = self.wish.prepared(open_source(checkpoint), self.out)
-        self._total = job.plan.nbytes
+        self._total = self.wish.passing_nbytes(job)
         steps = reads_of(job.plan, checkpoint, arrivals)
         past = job.past()
         sealed = {tensor.name for record in past.records for tensor in record.tensors}
@@ -158,14 +216,13 @@ class Companion:
             rest = list(arrivals.pieces)
         self._require_room(arrivals, job, steps, order.lag)
         arrivals.plan(tuple(dict.fromkeys([*order.pieces, *rest])))
-        manner = Manner(
-            readback=self.wish.readback,
-            mark_nbytes=self.wish.mark_nbytes,
-            again=self.wish.again,
-            on_sealed=self._on_sealed,
-            arrived=lambda: self._arrived(arrivals, checkpoint),
+        return self.wish.run(
+            job,
+            lambda: self._folder,
+            self._progress,
+            self._on_sealed,
+            lambda: self._arrived(arrivals, checkpoint),
         )
-        return job.run(self._progress, manner)
 
     def _progress(self, done: int, _note: str) -> None:
         assert self.arrivals is not None  # it has begun

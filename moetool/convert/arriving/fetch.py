@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from moetool.convert.arriving.companion import Companion, Wish
-from moetool.convert.execute.run import Manner
 from moetool.convert.job import ConvertReport, open_source
 from moetool.errors import OutputExists
 from moetool.formats import open_checkpoint
@@ -20,7 +19,6 @@ from moetool.release.live.download import download_live
 from moetool.release.live.holes import refuse_without_holes
 from moetool.release.live.proof import ALGORITHMS, prove
 from moetool.release.live.streams import Streams
-from moetool.release.resume import pieces_here, prepare
 from moetool.release.torrent.download import Downloaded, download
 from moetool.release.torrent.watch import Progress
 
@@ -115,9 +113,9 @@ def _convert_here(
     with open_checkpoint(raw) as checkpoint:
         checkpoint.pinned = True
         job = wish.prepared(open_source(checkpoint), companion.out)
-        return job.run(
-            lambda done, _note: on_progress(Progress("convert", done, job.plan.nbytes)),
-            Manner(readback=wish.readback, mark_nbytes=wish.mark_nbytes, again=wish.again),
+        total = wish.passing_nbytes(job)
+        return wish.run(
+            job, lambda: raw, lambda done, _note: on_progress(Progress("convert", done, total))
         )
 
 
@@ -149,10 +147,6 @@ class Passing(FetchJob):
     def result(self) -> Path:
         """The folder that remains: the conversion's."""
         return self.companion.out
-
-    def _look(self) -> list[bool]:
-        # Also of a v2 torrent: libtorrent would take what was given back for what never came.
-        return prepare(self.meta, self.partial, self.on_progress, pieces_here)
 
     def _complete(self, swarm: Swarm, have: list[bool]) -> VerifyReport:
         refuse_without_holes(self.partial)

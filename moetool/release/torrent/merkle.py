@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from moetool.release.verify.digests import LEAF_NBYTES
+from moetool.release.torrent.metainfo import LEAF_NBYTES
 
 
 def piece_height(piece_length: int) -> int:

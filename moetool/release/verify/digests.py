@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Protocol
 import xxhash
 from zlib_ng import zlib_ng
 
+from moetool.release.torrent.metainfo import LEAF_NBYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-LEAF_NBYTES = 16_384  # BEP 52
 
 
 class Hash(Protocol):

@@ -27,6 +27,7 @@ from moetool.errors import (
     Stalled,
     SystemFault,
 )
+from moetool.proof.certificate.issue import Certifier
 from moetool.release import last_fetched
 from moetool.release.source import resolve_source
 from moetool.release.torrent.profile import SwarmOptions
@@ -59,6 +60,31 @@ def test_the_bytes_are_those_of_a_conversion_afterwards(
     if keep:
         assert ours == described
     assert ours["source"]["info_hashes"] == list(report.fetched.info_hashes)
+
+
+def test_an_output_that_is_not_the_raw_model_does_not_get_its_name(fixture, both, tmp_path):
+    """A byte is flipped on the disk behind the conversion: the certificate's pass meets it."""
+
+    def certifier(source, checkpoint, progress):
+        real = Certifier(source, checkpoint, progress, cold=False)
+
+        def spoilt(work):
+            path = max(work.glob("*.gguf"))
+            content = bytearray(path.read_bytes())
+            content[-1000] ^= 1
+            path.write_bytes(content)
+            return real(work)
+
+        return spoilt
+
+    raw, out = tmp_path / "raw", tmp_path / "made"
+    with (
+        seed(fixture.torrent, fixture.directory) as peer,
+        pytest.raises(DigestMismatch, match="not the source's model"),
+    ):
+        both([peer], raw, wish("gguf", out, certifier=certifier))
+    assert raw.exists()
+    assert not out.exists()
 
 
 def test_a_file_is_finished_long_before_the_last_piece_has_come(fixture, both, tmp_path):

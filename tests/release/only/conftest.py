@@ -21,7 +21,7 @@ from moetool.release.source import resolve_source
 from moetool.release.torrent.metainfo import Metainfo, read_torrent
 from moetool.release.torrent.profile import SwarmOptions
 from moetool.release.torrent.serve import seed
-from tests.release.conftest import v1_torrent
+from tests.release.conftest import torrent_by_libtorrent, v1_torrent
 
 PIECE = 65_536
 
@@ -46,8 +46,6 @@ def tiny():
 
 def other_form(tmp_path, form):
     """The trained tiny release in another format, in parts, or in another kind of torrent."""
-    import libtorrent as lt
-
     raw = find_fixture().directory
     folder = tmp_path / "publisher" / f"tiny-{form}"
     if form in {"gguf", "shards", "packed"}:
@@ -72,13 +70,8 @@ def other_form(tmp_path, form):
             weights.with_name(f"{weights.name}-split{number}").write_bytes(cut)
     torrent = folder.with_name(folder.name + ".torrent")
     if form in {"hybrid", "v2", "deep"}:
-        entries = [lt.create_file_entry(str(path.relative_to(folder.parent)), path.stat().st_size)
-                   for path in sorted(folder.rglob("*")) if path.is_file()]  # fmt: skip
-        kinds = {"v2": lt.create_torrent.v2_only, "deep": lt.create_torrent.v1_only, "hybrid": 0}
-        flags = kinds[form]
-        made = lt.create_torrent(entries, PIECE, flags)
-        lt.set_piece_hashes(made, str(folder.parent))
-        torrent.write_bytes(lt.bencode(made.generate()))
+        kind = "v1" if form == "deep" else form
+        torrent.write_bytes(torrent_by_libtorrent(folder, kind, PIECE))
     else:
         torrent.write_bytes(v1_torrent(folder, PIECE))
     return Published(folder, torrent)

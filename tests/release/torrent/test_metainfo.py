@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import libtorrent as lt
 import pytest
 
@@ -14,22 +16,14 @@ from moetool.release.torrent.metainfo import (
     read_torrent,
 )
 from moetool.release.verify.settle import Word, settle
+from tests.release.conftest import torrent_by_libtorrent
 
-KINDS = {"v1": lt.create_torrent.v1_only, "v2": lt.create_torrent.v2_only, "hybrid": 0}
+KINDS = ("v1", "v2", "hybrid")
 
 
 @pytest.fixture
 def torrent_of(release):
-    def make(kind):
-        files = [
-            lt.create_file_entry(f"tiny/{path.name}", path.stat().st_size)
-            for path in sorted(release.folder.iterdir())
-        ]
-        creator = lt.create_torrent(files, 32_768, KINDS[kind])
-        lt.set_piece_hashes(creator, str(release.folder.parent))
-        return lt.bencode(creator.generate())
-
-    return make
+    return partial(torrent_by_libtorrent, release.folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
