@@ -91,6 +91,7 @@ def fetch(
     dtype: fetch_convert.DtypeOption = "keep",
     max_shard_size: fetch_convert.ShardSizeOption = None,
     certificate: fetch_convert.CertificateOption = False,
+    publish: fetch_convert.PublishOption = False,
     events: EventsOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -107,7 +108,7 @@ def fetch(
         tracker, peer, port, max_down, max_up, timeout, no_dht, proxy, encryption, ipv6, interface
     )
     made = fetch_convert.ConvertWords(
-        convert, convert_out, keep, layout, dtype, max_shard_size, certificate
+        convert, convert_out, keep, layout, dtype, max_shard_size, certificate, publish
     )
     if is_address(source):
         chosen = {"web_seeds": web_seeds, "only": only, "order": order != "auto"}
@@ -122,7 +123,7 @@ def fetch(
     word = _order(order, whole=wish is None and not selectors)
     options = replace(words.options(seeds_of(found, wanted=web_seeds)), order=word)
     _tell_source(console, found, options.web_seeds)
-    _fetch_as_wished(console, found, out, options, wish, selectors)
+    _fetch_as_wished(console, found, out, options, wish, selectors, publish=publish)
 
 
 def _fetch_as_wished(
@@ -132,10 +133,12 @@ def _fetch_as_wished(
     options: SwarmOptions,
     wish: Wish | None,
     selectors: tuple[str, ...],
+    *,
+    publish: bool,
 ) -> None:
     """Fetch and convert, a part, or all; and print what came of it."""
     if wish is not None:
-        both = fetch_convert.run(console, found, out, wish, options)
+        both = fetch_convert.run(console, found, out, wish, options, publish=publish)
         console.result(both, lambda: fetch_convert.render(console, both))
     elif selectors:
         part = fetch_only.run(console, found, out, selectors, options)

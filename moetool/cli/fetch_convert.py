@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +61,14 @@ CertificateOption = Annotated[
         "moetool convert does; reads both once more",
     ),
 ]
+PublishOption = Annotated[
+    bool,
+    typer.Option(
+        "--publish",
+        help="With --convert: make the .torrent and the link of the output, hashed while it is "
+        "written; see moetool publish",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,7 @@ class ConvertWords:
     dtype: str
     max_shard_size: str | None
     certificate: bool
+    publish: bool
 
     def given(self) -> dict[str, bool]:
         """The options that were given, by their names."""
@@ -93,8 +102,8 @@ class ConvertWords:
         if self.to is None:
             if self.given():
                 raise UsageFault(
-                    "--convert-out, --no-keep, --layout, --dtype, --max-shard-size and "
-                    "--certificate say how to convert",
+                    "--convert-out, --no-keep, --layout, --dtype, --max-shard-size, --certificate "
+                    "and --publish say how to convert",
                     hint="add --convert safetensors or --convert gguf",
                 )
             return None
@@ -119,21 +128,42 @@ class ConvertWords:
 
 
 _UNSAID = ConvertWords(
-    None, None, keep=True, layout=None, dtype="keep", max_shard_size=None, certificate=False
-)
+    None, None, keep=True, layout=None, dtype="keep", max_shard_size=None, certificate=False,
+    publish=False,
+)  # fmt: skip
 
 
 def run(
-    console: Console, source: Source, out: Path | None, wish: Wish, options: SwarmOptions
+    console: Console,
+    source: Source,
+    out: Path | None,
+    wish: Wish,
+    options: SwarmOptions,
+    *,
+    publish: bool,
 ) -> FetchConvertReport:
-    """Fetch and convert, with the progress of both."""
+    """Fetch and convert, with the progress of both; and publish the output if that is wanted."""
+    from moetool.cli.publish import Publication
     from moetool.cli.stages import stages, told_how_to_go_on
     from moetool.convert.arriving.fetch import fetch_and_convert
+    from moetool.release.publish.taken import TakenPieces
+
+    taken: TakenPieces | None = None
+
+    def take(nbytes: int) -> TakenPieces:
+        nonlocal taken
+        taken = TakenPieces(nbytes)
+        return taken
 
     if not wish.keep:
         console.note("the raw files will not stay (--no-keep); nobody is given pieces meanwhile")
+    wish = replace(wish, take=take if publish else None)
     with told_how_to_go_on(), stages(console) as on_progress:
-        return fetch_and_convert(source, out, wish, options, on_progress=on_progress)
+        report = fetch_and_convert(source, out, wish, options, on_progress=on_progress)
+    if not publish:
+        return report
+    published = Publication((), (), force=False).run(console, report.converted.out, taken)
+    return replace(report, converted=replace(report.converted, published=published))
 
 
 def render(console: Console, report: FetchConvertReport) -> None:

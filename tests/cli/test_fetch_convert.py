@@ -8,6 +8,7 @@ import pytest
 
 from moetool.proof.certificate.record import CERTIFICATE
 from moetool.release.fixture import find_fixture
+from moetool.release.torrent.metainfo import read_torrent
 from moetool.release.torrent.serve import seed
 from tests.convert.arriving.conftest import contents
 
@@ -47,6 +48,20 @@ def test_with_a_certificate_it_is_what_convert_makes_to_the_last_byte(
     assert made == contents(tmp_path / "hf")
 
 
+@pytest.mark.parametrize("keep", ["--keep", "--no-keep"])
+def test_published_it_has_the_torrent_that_publish_makes_later(moetool, fixture, tmp_path, keep):
+    with seed(fixture.torrent, fixture.directory) as peer:
+        done = moetool("fetch", fixture.torrent, "--out", "raw", "--no-dht", "--peer", peer.peer,
+                       "--convert", "safetensors", "--convert-out", "hf", keep, "--publish",
+                       check=0)  # fmt: skip
+    torrent = tmp_path / "hf.torrent"
+    made = torrent.read_bytes()
+    assert f"btih:{read_torrent(made).info_hash}" in done.stdout
+    torrent.unlink()
+    moetool("publish", "hf", "--no-release", check=0)
+    assert torrent.read_bytes() == made
+
+
 def test_without_the_raw_files_one_folder_remains_and_is_taken_next(moetool, fixture, tmp_path):
     with seed(fixture.torrent, fixture.directory) as peer:
         done = moetool("fetch", fixture.torrent, "--out", "raw", "--convert", "safetensors",
@@ -68,6 +83,7 @@ def test_without_the_raw_files_one_folder_remains_and_is_taken_next(moetool, fix
         (["--no-keep"], 2),
         (["--layout", "hf"], 2),
         (["--certificate"], 2),
+        (["--publish"], 2),
         (["--convert", "gguf", "--certificate", "--no-keep"], 2),
         (["--convert", "onnx"], 2),
         (["--convert", "gguf", "--dtype", "f8"], 2),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from moetool.formats import FileCheckpoint
     from moetool.release.live.arrivals import Arrivals
     from moetool.release.live.streams import Streams
+    from moetool.release.publish.taken import TakenPieces
 
 AHEAD_NBYTES = 1 << 30
 """Downloaded at most beyond what is being read, where the raw files do not stay."""
@@ -50,6 +51,8 @@ class Wish:
     files a folder that is named by the ``layout``. ``keep`` leaves the raw files; else a piece goes
     once all that was made of it is sealed, and at most ``ahead_nbytes`` are downloaded ahead.
     ``certifier`` compares the raw files, which must stay for it, with what was made of them.
+    ``take`` begins the digests of pieces that a torrent of the output needs; it is told how many
+    bytes that will have.
     """
 
     prepared: Callable[[Source, Path], Job]
@@ -61,6 +64,7 @@ class Wish:
     ahead_nbytes: int = AHEAD_NBYTES
     mark_nbytes: int = MARK_NBYTES
     certifier: Callable[[Source, FileCheckpoint, Steps], Certifier] | None = None
+    take: Callable[[int], TakenPieces] | None = None
 
     def folder(self, raw: Path) -> Path:
         """The folder to make of raw files in ``raw``, as `moetool convert` would name it."""
@@ -105,6 +109,7 @@ class Wish:
             on_sealed=on_sealed,
             arrived=arrived,
             certify=certify if self.certifies(job) else None,
+            taken=self.take(job.plan.nbytes) if self.take else None,
         )
         return replace(job.run(progress, manner), certificate=certificate)
 

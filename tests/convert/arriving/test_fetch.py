@@ -29,9 +29,12 @@ from moetool.errors import (
 )
 from moetool.proof.certificate.issue import Certifier
 from moetool.release import last_fetched
+from moetool.release.publish.run import plan
+from moetool.release.publish.taken import TakenPieces
 from moetool.release.source import resolve_source
 from moetool.release.torrent.profile import SwarmOptions
 from moetool.release.torrent.serve import seed
+from moetool.release.verify.hashing import read_digests
 from moetool.release.verify.settle import Word
 from tests.convert.arriving.conftest import contents, wish
 from tests.release.conftest import raw_seed, v1_torrent
@@ -85,6 +88,27 @@ def test_an_output_that_is_not_the_raw_model_does_not_get_its_name(fixture, both
         both([peer], raw, wish("gguf", out, certifier=certifier))
     assert raw.exists()
     assert not out.exists()
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["keep", "no-keep"])
+def test_the_pieces_of_a_torrent_are_hashed_while_the_output_is_written(
+    fixture, both, tmp_path, keep
+):
+    kept, out = [], tmp_path / "made"
+
+    def take(nbytes):
+        kept.append(TakenPieces(nbytes))
+        return kept[-1]
+
+    with seed(fixture.torrent, fixture.directory) as peer:
+        both([peer], tmp_path / "raw", wish("gguf", out, keep=keep, take=take))
+    (taken,) = kept
+    known = taken.known(plan(out, write_release=False))
+    assert all(read_digests([want])[want] == found for want, found in known.items())
+    hashed = [extent for want in known if want.algorithm == "sha1" for extent in want.extents]
+    weights = max(out.glob("*.gguf"))
+    assert {extent.path for extent in hashed} == {weights}
+    assert sum(extent.nbytes for extent in hashed) == weights.stat().st_size
 
 
 def test_a_file_is_finished_long_before_the_last_piece_has_come(fixture, both, tmp_path):
