@@ -3,15 +3,15 @@
     python benchmarks/fetch.py [--gib 4] [--rounds 3] [--where /dev/shm] [--only WORD ...]
 
 Rounds are interleaved: each runs every client once, on the same files and the same seeder, and
-begins with another one. Before each, as much memory as it will write is written and given back: a
-virtual machine asks its host for every page that it has not used of late, at up to 1.5 s of CPU a
-GB, which is told in no client's favour and drowns what they differ in. Goodput and CPU are those
-of whole processes, start and end included. Ours hashes every piece once more where it
-lies and takes RELEASE's MD5, in both orders; once the release has no RELEASE, so that the pieces
-are all there is to check; and once ("download alone") nothing is. The others check what they
-receive, and nothing that lies on the disk. libtorrent as it is by default speaks uTP first and is
-stopped after 15 s. transmission waits ten seconds until it is unchoked and takes no peers of 127/8:
-it is left out where this machine has no other address.
+begins with another one. Before each, more memory than it will write is written and given back: a
+virtual machine asks its host for every page that it has not used of late, and up to 1.5 s of CPU a
+GB drown what the clients differ in. Goodput and CPU are those of whole processes, start and end
+included. Ours hashes every piece once more where it lies and takes RELEASE's MD5, in both orders;
+once the release has no RELEASE, so that the pieces are all there is to check; and once ("download
+alone") nothing is. The others check what they receive, and nothing that lies on the disk.
+libtorrent as it is by default speaks uTP first and is stopped after 15 s. transmission waits ten
+seconds until it is unchoked and takes no peers of 127/8: it is left out where this machine has no
+other address.
 """
 
 from __future__ import annotations

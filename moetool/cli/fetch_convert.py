@@ -16,6 +16,7 @@ from moetool.errors import UsageFault
 if TYPE_CHECKING:
     from moetool.convert.arriving.companion import Wish
     from moetool.convert.arriving.fetch import FetchConvertReport
+    from moetool.release.publish.taken import TakenPieces
     from moetool.release.source import Source
     from moetool.release.torrent.profile import SwarmOptions
 
@@ -116,15 +117,15 @@ class ConvertWords:
         from moetool.cli.options import typed_command
         from moetool.cli.quantising import read_recipe
         from moetool.convert.arriving.companion import Wish
-        from moetool.proof.certificate.issue import Certifier
 
         recipe = read_recipe(self.dtype, None, None, None, None, pure=False)
         target, prepared = preparer(self.to, self.layout, self.dtype, self.max_shard_size, recipe)
-        certifier = partial(Certifier, cold=False) if self.certificate else None
-        return Wish(
-            prepared, target.convention, self.out, self.keep, again=typed_command(),
-            certifier=certifier,
-        )  # fmt: skip
+        wish = Wish(prepared, target.convention, self.out, self.keep, again=typed_command())
+        if not self.certificate:
+            return wish
+        from moetool.proof.certificate.issue import Certifier
+
+        return replace(wish, certifier=partial(Certifier, cold=False))
 
 
 _UNSAID = ConvertWords(
@@ -143,27 +144,35 @@ def run(
     publish: bool,
 ) -> FetchConvertReport:
     """Fetch and convert, with the progress of both; and publish the output if that is wanted."""
-    from moetool.cli.publish import Publication
     from moetool.cli.stages import stages, told_how_to_go_on
     from moetool.convert.arriving.fetch import fetch_and_convert
-    from moetool.release.publish.taken import TakenPieces
-
-    taken: TakenPieces | None = None
-
-    def take(nbytes: int) -> TakenPieces:
-        nonlocal taken
-        taken = TakenPieces(nbytes)
-        return taken
 
     if not wish.keep:
         console.note("the raw files will not stay (--no-keep); nobody is given pieces meanwhile")
-    wish = replace(wish, take=take if publish else None)
+    taken: list[TakenPieces] = []
+    if publish:
+        wish = replace(wish, take=partial(_begin, taken))
     with told_how_to_go_on(), stages(console) as on_progress:
         report = fetch_and_convert(source, out, wish, options, on_progress=on_progress)
-    if not publish:
-        return report
-    published = Publication((), (), force=False).run(console, report.converted.out, taken)
-    return replace(report, converted=replace(report.converted, published=published))
+    return _published(console, report, taken[-1]) if publish else report
+
+
+def _begin(taken: list[TakenPieces], nbytes: int) -> TakenPieces:
+    """Begin the digests of an output's pieces, and leave them with who will publish it."""
+    from moetool.release.publish.taken import TakenPieces
+
+    taken.append(TakenPieces(nbytes))
+    return taken[-1]
+
+
+def _published(
+    console: Console, report: FetchConvertReport, taken: TakenPieces
+) -> FetchConvertReport:
+    from moetool.cli.publish import Publication
+
+    made = report.converted
+    published = Publication((), (), force=False).run(console, made.out, taken)
+    return replace(report, converted=replace(made, published=published))
 
 
 def render(console: Console, report: FetchConvertReport) -> None:

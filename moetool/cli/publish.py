@@ -105,7 +105,7 @@ class Publication:
     web_seeds: tuple[str, ...]
     force: bool
 
-    def run(self, console: Console, out: Path, taken: TakenPieces | None) -> PublishReport:
+    def run(self, console: Console, out: Path, taken: TakenPieces) -> PublishReport:
         """Publish what was just written; nothing is read that was hashed then."""
         from moetool.release.publish.run import plan
 

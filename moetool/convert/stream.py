@@ -7,7 +7,6 @@ torch; a transpose holds `HELD_NBYTES` of a matrix; any other cast holds `CAST_N
 
 from __future__ import annotations
 
-import ctypes
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,11 @@ from moetool.convert.casts import CastAccount, Tally
 from moetool.convert.ops import Cast, Halve, Interleave, Reorder, Transpose
 from moetool.convert.plan import BLOCKS, CAST_NUMEL, COPY_CHUNK, HELD_NBYTES, Part, Plan, Step
 from moetool.convert.quantised.rows import Unfit, quantised
+from moetool.heap import limit_heap
 from moetool.tensors import Buffer, Checkpoint, DType
 
 if TYPE_CHECKING:
     import torch
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc: malloc.h
 
 
 def stream(
@@ -86,10 +84,7 @@ def _keep_memory() -> None:
     Blocks are of a few MiB, which glibc maps and unmaps by default (mallopt(3)). What is larger is
     still mapped: in a heap of small blocks it would leave holes that nothing else of its size fits.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-        mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+    limit_heap(kept_nbytes=64 << 20, mapped_nbytes=8 << 20)
 
 
 def _laid_out(checkpoint: Checkpoint, part: Part) -> Iterator[Buffer]:

@@ -69,10 +69,11 @@ def v1_torrent(folder: Path, piece_length: int = PIECE) -> bytes:
 
 
 def torrent_by_libtorrent(folder: Path, kind: str, piece_length: int = PIECE) -> bytes:
-    """The .torrent that libtorrent makes of a folder; ``kind`` is v1, v2 or hybrid."""
+    """The .torrent that libtorrent makes of a folder; ``kind`` is a key of what stands below."""
     import libtorrent as lt
 
-    kinds = {"v1": lt.create_torrent.v1_only, "v2": lt.create_torrent.v2_only, "hybrid": 0}
+    of = lt.create_torrent
+    kinds = {"v1": of.v1_only, "v2": of.v2_only, "hybrid": 0, "canonical": of.canonical_files}
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = [
         lt.create_file_entry(str(path.relative_to(folder.parent)), path.stat().st_size)

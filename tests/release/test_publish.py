@@ -39,6 +39,7 @@ from moetool.release.torrent.metainfo import read_torrent
 from moetool.release.torrent.profile import Proxy, SwarmOptions
 from tests.peers import Leecher
 from tests.proxies import OUT, serving_proxy
+from tests.release.conftest import torrent_by_libtorrent
 
 KIB = 1024
 # Sizes about a leaf of 16 KiB and a piece of 32 and 64 KiB; one file lies in a folder.
@@ -65,23 +66,10 @@ def published(folder, **options):
     return publish.run(publish.plan(folder, **options))
 
 
-def by_libtorrent(folder, piece_length, flags=lt.create_torrent.canonical_files):
-    """The torrent that libtorrent makes of the same files, read into fields."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [str(path.relative_to(folder.parent)) for path in files]
-    entries = [
-        lt.create_file_entry(name, path.stat().st_size)
-        for name, path in zip(names, files, strict=True)
-    ]
-    made = lt.create_torrent(entries, piece_length, flags)
-    lt.set_piece_hashes(made, str(folder.parent), lambda _: None)
-    return lt.bencode(made.generate())
-
-
 @pytest.mark.parametrize("piece_length", [16 * KIB, 32 * KIB, 64 * KIB, 1 << 20])
 def test_both_info_hashes_are_those_of_libtorrents_own_torrent(make_folder, piece_length):
     report = published(make_folder(), piece_length=piece_length)
-    theirs = by_libtorrent(report.folder, piece_length)
+    theirs = torrent_by_libtorrent(report.folder, "canonical", piece_length)
     info = lt.load_torrent_buffer(theirs).ti
     assert report.info_hash == str(info.info_hashes().v1)
     assert report.info_hash_v2 == str(info.info_hashes().v2)
@@ -94,7 +82,7 @@ def test_one_file_and_a_file_of_whole_pieces_too(make_folder):
     for number, nbytes in enumerate([1, 32 * KIB, 32 * KIB + 1]):
         folder = make_folder({"only.bin": nbytes}, below=f"work{number}")
         report = published(folder, piece_length=32 * KIB, write_release=False)
-        info = lt.load_torrent_buffer(by_libtorrent(folder, 32 * KIB)).ti
+        info = lt.load_torrent_buffer(torrent_by_libtorrent(folder, "canonical", 32 * KIB)).ti
         assert report.info_hash == str(info.info_hashes().v1)
         assert report.info_hash_v2 == str(info.info_hashes().v2)
 
@@ -105,7 +93,7 @@ def test_the_v1_form_is_that_of_libtorrent_too(make_folder, piece_length):
     folder = make_folder()
     report = published(folder, piece_length=piece_length, v1_only=True)
     assert report.release is Listing.WRITTEN
-    theirs = by_libtorrent(folder, piece_length, lt.create_torrent.v1_only)
+    theirs = torrent_by_libtorrent(folder, "v1", piece_length)
     info = lt.load_torrent_buffer(theirs).ti
     assert (report.info_hash, report.info_hash_v2) == (str(info.info_hashes().v1), None)
     assert report.pieces == info.num_pieces()
@@ -115,7 +103,7 @@ def test_the_v1_form_is_that_of_libtorrent_too(make_folder, piece_length):
     (folder / "a.bin").write_bytes(b"changed")
     again = published(folder, piece_length=piece_length, v1_only=True, force=True)
     assert again.release is Listing.REPLACED
-    theirs = by_libtorrent(folder, piece_length, lt.create_torrent.v1_only)
+    theirs = torrent_by_libtorrent(folder, "v1", piece_length)
     assert again.info_hash == str(lt.load_torrent_buffer(theirs).ti.info_hashes().v1)
 
 

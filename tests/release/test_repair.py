@@ -230,7 +230,6 @@ from pathlib import Path
 from moetool.release.repair import mend
 from moetool.release.repair.run import repair
 from moetool.release.source import resolve_source
-from tests.release.conftest import torrent_by_libtorrent
 folder, torrent, other, after = sys.argv[1:]
 mend.GROUP_NBYTES = 1
 write, left = os.pwrite, int(after)

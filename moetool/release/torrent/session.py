@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from moetool.errors import HostileTorrent, MetadataTimeout
+from moetool.heap import limit_heap
 from moetool.release.magnet import Magnet, format_magnet
 from moetool.release.torrent.alerts import Seen, raise_listen_errors
 from moetool.release.torrent.doctor import Doctor, Remedy, diagnose, findings
@@ -36,7 +37,6 @@ CALL_AGAIN_S = 3.0
 FLUSH_S = 60.0  # a disk that takes longer for a MiB has another trouble, and it is told
 _USUAL = 4  # libtorrent's default priority
 _NOT_SENT = os.strerror(errno.EACCES)  # what libtorrent says of a datagram that it kept back
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _CHOKES, _WANTED = 8, 1  # peer_info: remote_choked, interesting
 
 
@@ -249,22 +249,9 @@ def open_session(settings: dict[str, Any], disk: str = "posix") -> lt.session:
     settings["alert_mask"] = _alert_mask()
     params.settings = settings  # type: ignore[assignment]  # the stub wants a TypedDict
     params.disk_io_constructor = f"{disk}_disk_io_constructor"
-    _keep_heap_trimmed()
+    # libtorrent's blocks of 16 KiB come and go by the thousand: the limits that glibc begins with.
+    limit_heap(kept_nbytes=128 << 10, mapped_nbytes=128 << 10)
     return lt.session(params)
-
-
-def _keep_heap_trimmed() -> None:
-    """Have glibc give free memory at the end of its heap back from 128 KiB on, as at its start.
-
-    Whenever a larger buffer is freed it raises that limit to twice the buffer, up to 64 MiB; and
-    libtorrent's blocks of 16 KiB come and go there by the thousand (mallopt(3)).
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        for limit in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(limit, 128 << 10)
 
 
 def load(meta: Metainfo, folder: Path) -> lt.add_torrent_params:
